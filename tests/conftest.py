@@ -1,0 +1,23 @@
+"""Eight virtual CPU devices, run-time checks of shapes and types, and JAX's strict modes for tests that ask for them.
+
+This file is imported before any test module, so everything that must happen before JAX initialises its devices, and
+before our packages are imported, happens here.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+install_import_hook(["fastgpt_jax", "passes", "sharding"], "beartype.beartype")
+
+
+@pytest.fixture
+def strict_jax():
+    """Strict dtype promotion and no rank promotion, for tests that run our own code and nobody else's."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
