@@ -8,9 +8,9 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+import jax
+import pytest
+from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook(["fastgpt_jax", "passes", "sharding"], "beartype.beartype")
