@@ -1,0 +1,200 @@
+"""What differs between JAX versions, in one place; nothing else in this package imports `jax.extend`.
+
+The one idea: the rest of the code sees jaxprs through four questions (what are this equation's regions, how are a scan's
+operands divided, which user frame made it, how is it bound again) and never looks at an equation's parameters to learn them.
+Supported: jax 0.10.2, 0.11.2, 0.12.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.extend import core as jex
+from jax.interpreters import batching, mlir
+
+Primitive = jex.Primitive
+ClosedJaxpr = Any  # 0.11 made `ClosedJaxpr` and `Jaxpr` one class
+
+CALL_PRIMITIVES = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "custom_lin": "call_jaxpr",
+    "composite": "jaxpr",
+}
+
+
+def is_literal(atom: Any) -> bool:
+    """Whether a jaxpr operand is a constant written in place."""
+    return isinstance(atom, jex.Literal)
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """Returns `(jaxpr, consts)` of a closed or an open jaxpr of any supported version."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def called_jaxpr(eqn: Any) -> Any | None:
+    """The jaxpr that a call-like equation (jit, remat, custom_jvp ...) stands for, else None."""
+    key = CALL_PRIMITIVES.get(eqn.primitive.name)
+    return None if key is None else eqn.params.get(key)
+
+
+def region_jaxprs(eqn: Any) -> tuple[Any, ...]:
+    """Bodies of `scan` (1), `while` (condition, body) and `cond` (branches); empty for every other equation."""
+    name, params = eqn.primitive.name, eqn.params
+    if name == "scan":
+        return (params["jaxpr"],)
+    if name == "while":
+        return (params["cond_jaxpr"], params["body_jaxpr"])
+    if name == "cond":
+        return tuple(params["branches"])
+    return ()
+
+
+def region_params(eqn: Any) -> dict[str, Any]:
+    """Version-independent parameters of an equation with regions.
+
+    Returns: For `scan` num_consts, num_carry, length, reverse, unroll; for `while` cond_nconsts, body_nconsts; else {}.
+    """
+    name, params = eqn.primitive.name, eqn.params
+    if name == "scan":
+        if "num_consts" in params:
+            num_consts, num_carry = params["num_consts"], params["num_carry"]
+        else:
+            consts, carry, _ = params["ft_in"].unpack()
+            num_consts, num_carry = len(consts), len(carry)
+        return {
+            "num_consts": num_consts,
+            "num_carry": num_carry,
+            "length": params["length"],
+            "reverse": params["reverse"],
+            "unroll": params["unroll"],
+        }
+    if name == "while":
+        return {key: params[key] for key in ("cond_nconsts", "body_nconsts")}
+    return {}
+
+
+def bind(primitive: Primitive, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    """Applies a primitive with the parameters of an equation; returns its results as a list."""
+    bound = primitive.get_bind_params(params)
+    subfuns, bound = bound if isinstance(bound, tuple) else ((), bound)
+    out = primitive.bind(*subfuns, *operands, **bound)
+    return list(out) if primitive.multiple_results else [out]
+
+
+def is_high(jaxpr: Any) -> bool:
+    """Whether a jaxpr holds hijax types, which have no plain array form."""
+    return bool(getattr(open_jaxpr(jaxpr)[0], "is_high", False))
+
+
+# --------------------------------------------------------------------------------------- source lines
+_LIBRARIES = ("jax", "jaxlib", "flax", "einops", "equinox", "haiku", "optax", "numpy", "jaxtyping", "beartype")
+
+
+def _library_prefixes() -> tuple[str, ...]:
+    site = {sysconfig.get_paths()[key] for key in ("purelib", "platlib", "stdlib")}
+    return tuple(sorted(site)) + ("<",)
+
+
+def user_frames(source_info: Any) -> list[tuple[str, int]]:
+    """Frames of the user's code that made an equation, innermost first, as (file, line).
+
+    Frames of JAX, of the layer libraries, of anything else installed as a package and of this compiler are left out; a
+    model that is itself installed keeps its frames (only the known libraries are skipped then).
+    """
+    traceback = getattr(source_info, "traceback", None)
+    if traceback is None:
+        return []
+    frames = [(f.file_name, f.line_num) for f in traceback.frames]
+    own = os.path.dirname(os.path.abspath(__file__))
+    compiler = os.path.join(os.path.dirname(own), "fastgpt_jax", "compiler")
+    inner = []
+    for file, line in frames:
+        if file.startswith(compiler):  # everything further out called the compiler, and did not write the model
+            break
+        inner.append((file, line))
+    inner = [f for f in inner if not f[0].startswith(own + os.sep)]
+    prefixes = _library_prefixes()
+    users = [f for f in inner if not f[0].startswith(prefixes)]
+    if users:
+        return users
+    parts = tuple(os.sep + name + os.sep for name in _LIBRARIES)
+    return [f for f in inner if not f[0].startswith("<") and not any(p in f[0] for p in parts)]
+
+
+# --------------------------------------------------------------------------------------- primitives of ours
+def make_primitive(
+    name: str,
+    meaning: Callable[..., Any],
+    abstract: Callable[..., Any],
+    batch: Callable[..., Any] | None = None,
+    *,
+    multiple_results: bool = True,
+) -> Primitive:
+    """Makes an operation whose lowering is its meaning in plain `jnp`, with an optional batching rule of its own."""
+    primitive = jex.Primitive(name)
+    primitive.multiple_results = multiple_results
+    primitive.def_impl(meaning)
+    primitive.def_abstract_eval(abstract)
+    mlir.register_lowering(primitive, mlir.lower_fun(meaning, multiple_results=multiple_results))
+    if batch is not None:
+        batching.primitive_batchers[primitive] = batch
+    return primitive
+
+
+def shaped(shape: Sequence[int], dtype: Any) -> Any:
+    """An abstract array, as primitives return from their abstract evaluation."""
+    return jax.core.ShapedArray(tuple(shape), dtype)
+
+
+@contextmanager
+def captured_associative_scan() -> Iterator[None]:
+    """Within the block `jax.lax.associative_scan` is one operation of ours, however the caller imported it.
+
+    Its log-depth tree of slices hides the recurrence in a jaxpr, so the call itself has to be seen: for the time of a
+    capture the function's code is that of `_call_our_associative_scan`.
+    """
+    function = inspect.unwrap(lax.associative_scan)
+    stand_in = _call_our_associative_scan
+    original = function.__code__, function.__defaults__, function.__kwdefaults__
+    function.__code__, function.__defaults__, function.__kwdefaults__ = (
+        stand_in.__code__,
+        stand_in.__defaults__,
+        stand_in.__kwdefaults__,
+    )
+    try:
+        yield
+    finally:
+        function.__code__, function.__defaults__, function.__kwdefaults__ = original
+
+
+def _call_our_associative_scan(fn, elems, reverse=False, axis=0):
+    from passes.ops.associative_scan import associative_scan  # runs with the globals of another module
+
+    return associative_scan(fn, elems, reverse=reverse, axis=axis)
+
+
+def is_extended_dtype(dtype: Any) -> bool:
+    """Whether a dtype is one of JAX's extended ones (PRNG keys), which NumPy cannot hold."""
+    return jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+
+
+def literal_array(atom: Any) -> Any:
+    """The value of a literal as a NumPy array of its abstract dtype."""
+    return np.asarray(atom.val, atom.aval.dtype)
