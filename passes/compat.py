@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import core as jex
@@ -63,6 +64,8 @@ def region_jaxprs(eqn: Any) -> tuple[Any, ...]:
         return (params["cond_jaxpr"], params["body_jaxpr"])
     if name == "cond":
         return tuple(params["branches"])
+    if name == "associative_scan":
+        return (params["combine"],)
     return ()
 
 
@@ -87,6 +90,8 @@ def region_params(eqn: Any) -> dict[str, Any]:
         }
     if name == "while":
         return {key: params[key] for key in ("cond_nconsts", "body_nconsts")}
+    if name == "associative_scan":
+        return {key: params[key] for key in ("num_consts", "axes", "reverse")}
     return {}
 
 
@@ -96,6 +101,27 @@ def bind(primitive: Primitive, operands: Sequence[Any], params: dict[str, Any]) 
     subfuns, bound = bound if isinstance(bound, tuple) else ((), bound)
     out = primitive.bind(*subfuns, *operands, **bound)
     return list(out) if primitive.multiple_results else [out]
+
+
+def run_jaxpr(closed: Any, *args: Any) -> list[Any]:
+    """Evaluates a closed jaxpr on arrays or tracers."""
+    return jex.jaxpr_as_fun(closed)(*args)
+
+
+def hoist_constants(fn: Callable[..., Any], *args: Any) -> tuple[Any, list[Any]]:
+    """Traces `fn` and turns what it closes over into leading arguments.
+
+    Returns: A closed jaxpr without constants, whose first inputs are the constants, and those constants (perhaps tracers).
+    """
+    closed = jax.make_jaxpr(fn)(*args)
+    consts = list(closed.consts)
+    rest = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in consts]
+    jaxpr = open_jaxpr(closed)[0]
+
+    def explicit(*flat: Any) -> list[Any]:
+        return jax.core.eval_jaxpr(jaxpr, flat[: len(consts)], *flat[len(consts) :])
+
+    return jax.make_jaxpr(explicit)(*rest, *[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in args]), consts
 
 
 def is_high(jaxpr: Any) -> bool:

@@ -16,6 +16,7 @@ from jax import lax
 
 from passes import compat
 from passes.graph import Graph, Op, Value
+from passes.ops import associative_scan
 
 _DTYPE_PARAMS = ("new_dtype", "preferred_element_type", "dtype")
 
@@ -61,6 +62,10 @@ def apply_op(op: Op, operands: Sequence[Any], widening: Widening = SAME) -> list
     if op.name == "cond":
         branches = [_as_function(region, widening) for region in op.regions]
         return list(lax.switch(jnp.asarray(operands[0], jnp.int32), branches, *operands[1:]))
+    if op.name == "associative_scan":
+        consts, elems = operands[: op.params["num_consts"]], operands[op.params["num_consts"] :]
+        combine = _as_function(op.regions[0], widening)
+        return associative_scan.run(lambda *x: combine(*consts, *x), elems, op.params["axes"], op.params["reverse"])
     if widening.wide is not None and op.name == "reduce_precision":
         return [operands[0]]
     return compat.bind(op.primitive, operands, widening.params(op.params))
