@@ -1,0 +1,85 @@
+"""What goes into one call of a compiled step and what comes out: the contract of the engine and the compiler.
+
+Knows neither of them. The one idea: a step is rectangular (each of R requests owns T / R consecutive rows of tokens),
+so that prefill, chunks and decode are shapes of one function and not functions of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import no_type_check
+
+import jax
+import numpy as np
+from jax import Array
+from jaxtyping import Float32, Int32
+
+
+@no_type_check  # tree utilities rebuild it around shapes, specs and placeholders
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepInputs:
+    """The tokens of one step for R requests and where their caches lie.
+
+    Invariants: T is a multiple of R; request r owns rows `r * T // R` to `(r + 1) * T // R`, of which the first
+    `num_new[r]` are valid and the rest, like every row of an idle request (`num_new[r] == 0`), must leave no trace;
+    no two rows of `page_table` name the same page, idle ones included.
+
+    Attributes:
+      tokens: Token ids; 0 where not valid.
+      num_new: Valid tokens of each request in this step.
+      page_table: Pages of each request, in order of position; M is 1 while a page holds `max_model_len` tokens.
+      cache_len: Tokens of each request that the cache holds before this step; at 0 whatever the page and the carried
+        states hold is left over from another request and must not be read.
+      targets: The token that follows each row in the prompt, for `score`; 0 where there is none.
+    """
+
+    tokens: Int32[Array | np.ndarray, " T"]
+    num_new: Int32[Array | np.ndarray, " R"]
+    page_table: Int32[Array | np.ndarray, "R M"]
+    cache_len: Int32[Array | np.ndarray, " R"]
+    targets: Int32[Array | np.ndarray, " T"]
+
+
+@no_type_check  # tree utilities rebuild it around shapes, specs and placeholders
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ScoreOutputs:
+    """Log-probabilities of given tokens, a row each, and the K most likely tokens beside them.
+
+    Attributes:
+      logprobs: Natural logarithm of the probability of `targets`.
+      ranks: 1 when no token is more likely than the target.
+      top_ids: The K most likely tokens, most likely first.
+      top_logprobs: Their log-probabilities.
+    """
+
+    logprobs: Float32[Array | np.ndarray, " T"]
+    ranks: Int32[Array | np.ndarray, " T"]
+    top_ids: Int32[Array | np.ndarray, "T K"]
+    top_logprobs: Float32[Array | np.ndarray, "T K"]
+
+
+@no_type_check  # tree utilities rebuild it around shapes, specs and placeholders
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepOutputs:
+    """The token sampled for each request after its last valid row. Rows of idle requests hold anything.
+
+    Attributes:
+      ids: Sampled tokens.
+      logprobs: Their log-probabilities under the model itself, before temperature, penalties and truncation.
+      ranks: 1 when the model finds no token more likely.
+      top_ids: The K most likely tokens under the model, most likely first.
+      top_logprobs: Their log-probabilities.
+      full_sorts: Times a row needed the exact fallback over the whole vocabulary.
+      score: Log-probabilities of `StepInputs.targets`, where they were asked for.
+    """
+
+    ids: Int32[Array | np.ndarray, " R"]
+    logprobs: Float32[Array | np.ndarray, " R"]
+    ranks: Int32[Array | np.ndarray, " R"]
+    top_ids: Int32[Array | np.ndarray, "R K"]
+    top_logprobs: Float32[Array | np.ndarray, "R K"]
+    full_sorts: Int32[Array | np.ndarray, " R"]
+    score: ScoreOutputs | None = None
