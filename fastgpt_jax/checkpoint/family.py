@@ -1,0 +1,45 @@
+"""What the loader must know about a family of models in the Hugging Face layout, as data.
+
+Knows no family. The one idea: a parameter's path in the module, with layer numbers written `{}`, names its tensor in
+the file; reading and writing are the same table in two directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flax import nnx
+
+from fastgpt_jax.json_fields import Fields
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in the file: its name, with `{}` for the layer, and whether it is the parameter transposed.
+
+    torch's `nn.Linear` stores [out, in], ours [in, out].
+    """
+
+    name: str
+    is_transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the registry.
+
+    `ignored` are regular expressions (full matches) for tensors that a file may hold beside the parameters, such as
+    buffers; anything else that is left over is an error. `prefix` may be absent from all names of a file.
+    """
+
+    model_types: tuple[str, ...]
+    architectures: tuple[str, ...]
+    config_class: type
+    module: Callable[..., nnx.Module]
+    parse_config: Callable[[Fields, str], Any]
+    export_config: Callable[[Any], dict[str, Any]]
+    tensors: Mapping[str, Tensor]
+    ignored: tuple[str, ...] = ()
+    prefix: str = ""

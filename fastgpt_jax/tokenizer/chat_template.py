@@ -1,0 +1,128 @@
+"""Chat templates: the Jinja programs with which models turn a conversation into a prompt.
+
+Knows no model. The one idea: a template is a stranger's program, so it runs in Jinja's immutable sandbox, with the few
+names that Hugging Face transformers gives it, and whatever goes wrong in it is one line for the user.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from fastgpt_jax.errors import UserError
+from fastgpt_jax.json_fields import read_optional_json_object
+
+
+class ChatTemplate:
+    """A compiled template."""
+
+    def __init__(self, source: str, *, bos_token: str | None = None, eos_token: str | None = None):
+        """Compiles the template.
+
+        Args:
+          source: The Jinja source.
+          bos_token: Given to the template as `bos_token`; so is `eos_token`.
+
+        Raises:
+          UserError: It is not valid Jinja.
+        """
+        self._special_tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
+        try:
+            self._template = _make_environment().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"the chat template is not valid Jinja, line {error.lineno}: {error.message}") from error
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
+        """The prompt for a conversation; it already holds its special tokens, so encode it without adding any.
+
+        Args:
+          messages: Each with `role` and `content`.
+          add_generation_prompt: Whether the prompt ends where the assistant begins to speak.
+          tools: JSON schemas of functions that the model may call.
+          variables: Further variables of the template.
+
+        Raises:
+          UserError: The template refuses the conversation or fails on it.
+        """
+        try:
+            return self._template.render(
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                tools=tools,
+                **self._special_tokens | variables,
+            )
+        except _Refused as error:
+            raise UserError(f"the chat template refuses these messages: {error}") from error
+        except Exception as error:  # A template's mistake may raise anything at all.
+            raise UserError(f"the chat template fails on these messages: {error}") from error
+
+
+def load_chat_template(folder: str | Path) -> str | None:
+    """The source in chat_template.jinja, else in tokenizer_config.json; None where a folder has neither.
+
+    Of several named templates, the one named `default` is taken.
+    """
+    path = Path(folder)
+    if (path / "chat_template.jinja").exists():
+        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+    config = read_optional_json_object(path / "tokenizer_config.json")
+    template = config.values.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise UserError(f"{config.where} must give chat_template as text, got {type(template).__name__}")
+    return template
+
+
+class _Refused(Exception):
+    """Raised by a template, through `raise_exception`."""
+
+
+class _Generation(Extension):
+    """`{% generation %}...{% endgeneration %}` marks the assistant's words for training; here it is its body."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _make_environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise _Refused(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.datetime.now().strftime(format)
+
+
+def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
+    """JSON as it stands; Jinja's own filter escapes it for HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
