@@ -55,7 +55,7 @@ def export_model(
     _write_json(path / "config.json", family.export_config(config) | tokens | {"torch_dtype": dtype})
     _write_json(path / "generation_config.json", tokens)
     tensors = {}
-    for _, tensor, variable in named_leaves(family.tensors, nnx.state(model, nnx.Param)):
+    for _, tensor, variable in named_leaves(family.tensors, nnx.to_flat_state(nnx.state(model, nnx.Param))):
         values = np.asarray(variable.get_value())
         tensors[tensor.name] = np.ascontiguousarray(values.T if tensor.is_transposed else values).astype(
             jnp.dtype(dtype)

@@ -8,7 +8,7 @@ model.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ def load_module(family: Family, config: Any, tensors: TensorFolder, where: str) 
     """
     abstract = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(abstract)
-    wanted = list(named_leaves(family.tensors, state))
+    wanted = list(named_leaves(family.tensors, nnx.to_flat_state(state)))
     names = _names_in_file(family, [tensor.name for _, tensor, _ in wanted], tensors, where)
     loaded = []
     for path, tensor, variable in wanted:
@@ -43,9 +43,11 @@ def load_module(family: Family, config: Any, tensors: TensorFolder, where: str) 
     return nnx.merge(graphdef, nnx.from_flat_state(loaded))
 
 
-def named_leaves(table: Mapping[str, Tensor], state: nnx.State) -> Iterator[tuple[tuple[Any, ...], Tensor, Any]]:
+def named_leaves(
+    table: Mapping[str, Tensor], flat_state: Iterable[tuple[tuple[Any, ...], Any]]
+) -> Iterator[tuple[tuple[Any, ...], Tensor, Any]]:
     """Yields the path, the tensor (with its layer filled in) and the variable of every parameter."""
-    for path, variable in nnx.to_flat_state(state):
+    for path, variable in flat_state:
         template = ".".join("{}" if isinstance(key, int) else str(key) for key in path)
         entry = table[template]
         layers = [key for key in path if isinstance(key, int)]
