@@ -176,6 +176,7 @@ def make_primitive(
     """Makes an operation whose lowering is its meaning in plain `jnp`, with an optional batching rule of its own."""
     primitive = jex.Primitive(name)
     primitive.multiple_results = multiple_results
+    setattr(primitive, "meaning", meaning)  # noqa: B010 - an attribute of ours on JAX's object
     primitive.def_impl(meaning)
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, mlir.lower_fun(meaning, multiple_results=multiple_results))
@@ -224,3 +225,32 @@ def is_extended_dtype(dtype: Any) -> bool:
 def literal_array(atom: Any) -> Any:
     """The value of a literal as a NumPy array of its abstract dtype."""
     return np.asarray(atom.val, atom.aval.dtype)
+
+
+def infer_types(primitive: Primitive, operands: Sequence[Any], params: dict[str, Any]) -> list[Any] | None:
+    """The abstract results of a primitive on abstract operands; None where it has no such rule (`shard_map`).
+
+    Raises:
+      TypeError, ValueError: the operands do not fit the primitive.
+    """
+    try:
+        out, _ = primitive.abstract_eval(*operands, **params)
+    except NotImplementedError:
+        return None
+    return list(out) if primitive.multiple_results else [out]
+
+
+def is_inexact(dtype: Any) -> bool:
+    """Whether a dtype is a float or complex one; bfloat16 and float8 are, though their NumPy kind says otherwise."""
+    return jax.dtypes.issubdtype(dtype, np.inexact)
+
+
+def meaning_of(primitive: Primitive) -> Callable[..., Any] | None:
+    """The plain `jnp` function that an operation of ours stands for; None for JAX's own."""
+    return getattr(primitive, "meaning", None)
+
+
+def abstract(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and weak type of an array, a tracer or a Python scalar."""
+    aval = jax.typeof(x)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))

@@ -1,0 +1,56 @@
+"""Questions about values that are known while compiling: is this a scalar, the same everywhere, equal to that one?
+
+Knows no rewrite. A *splat* is a value all of whose elements are one known scalar, written as a constant of any rank or
+as the broadcast of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+
+from passes import compat
+from passes.graph import Value
+
+_LARGE_BYTES = 256
+
+
+def scalar(value: Value) -> np.ndarray | None:
+    """The array of a constant of rank 0, else None."""
+    const = value.const
+    return const if isinstance(const, np.ndarray) and const.ndim == 0 else None
+
+
+def splat(value: Value) -> Any | None:
+    """The one scalar that every element of `value` is, as a NumPy scalar, else None."""
+    if value.op is not None and value.op.name == "broadcast_in_dim":
+        value = value.op.operands[0]
+    const = value.const
+    if not isinstance(const, np.ndarray) or const.size != 1:
+        return None
+    return const.reshape(())[()]
+
+
+def is_splat(value: Value, number: float) -> bool:
+    """Whether every element is known to be `number`; the sign of zero counts."""
+    one = splat(value)
+    if one is None:
+        return False
+    return bool(one == number) and (number != 0 or not _is_inexact(value) or np.signbit(one) == np.signbit(number))
+
+
+def _is_inexact(value: Value) -> bool:
+    return not compat.is_extended_dtype(value.dtype) and compat.is_inexact(value.dtype)
+
+
+def content_key(const: Any) -> Hashable:
+    """A key equal for constants of the same dtype, shape and bits, so that NaNs and signed zeros keep apart."""
+    if not isinstance(const, np.ndarray):
+        return ("object", id(const))
+    data = np.ascontiguousarray(const).tobytes()
+    if len(data) > _LARGE_BYTES:
+        data = hashlib.blake2b(data, digest_size=32).digest()
+    return ("array", str(const.dtype), const.shape, data)

@@ -1,0 +1,182 @@
+"""Counts FLOPs and bytes of operations and graphs, bodies of loops multiplied out by their trip count.
+
+Conventions: a multiply-add is two FLOPs; an elementwise operation is one per output element, transcendental or not; data
+movement is none. Bytes are what an operation reads and writes when nothing is fused; slices, gathers and updates in place
+count the elements they touch. Operations of ours cost what their meaning costs. A `while` runs as often as its counter
+says; where the number is not known its body counts once and the cost says so. A `cond` costs its dearest branch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import jax
+
+from passes import compat
+from passes.constants import scalar
+from passes.graph import Graph, Op, Value
+from passes.reader import trace
+
+_MOVEMENT = frozenset(
+    "bitcast_convert_type broadcast_in_dim concatenate convert_element_type copy copy_p expand_dims gather iota name "
+    "optimization_barrier pad reshape rev select_n sharding_constraint slice dynamic_slice dynamic_update_slice squeeze "
+    "stop_gradient transpose scatter".split()
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs and bytes; `is_lower_bound` where a trip count is not known."""
+
+    flops: int = 0
+    bytes: int = 0
+    is_lower_bound: bool = False
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.bytes + other.bytes, self.is_lower_bound or other.is_lower_bound)
+
+    def times(self, count: int) -> Cost:
+        """The cost of doing this `count` times."""
+        return Cost(self.flops * count, self.bytes * count, self.is_lower_bound)
+
+
+def graph_cost(graph: Graph) -> Cost:
+    """The cost of running a graph once."""
+    return sum((op_cost(op) for op in graph.ops), Cost())
+
+
+def op_cost(op: Op) -> Cost:
+    """The cost of one operation with its bodies."""
+    if op.name == "scan":
+        return graph_cost(op.regions[0]).times(op.params["length"])
+    if op.name == "while":
+        trips = _trip_count(op)
+        once = graph_cost(op.regions[0]) + graph_cost(op.regions[1])
+        return once + Cost(is_lower_bound=True) if trips is None else once.times(trips)
+    if op.name == "cond":
+        return max((graph_cost(region) for region in op.regions), key=lambda cost: (cost.flops, cost.bytes))
+    meaning = compat.meaning_of(op.primitive)
+    if meaning is not None:
+        avals = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in op.operands]
+        return graph_cost(trace(lambda *args: meaning(*args, **op.params), *avals)[0])
+    inner = sum((graph_cost(region) for region in op.regions), Cost())
+    return inner + Cost(_flops(op), _bytes(op))
+
+
+def _flops(op: Op) -> int:
+    if op.name in _MOVEMENT:
+        return 0
+    rule = _FLOPS.get(op.name)
+    return rule(op) if rule is not None else sum(result.size for result in op.results)
+
+
+def _dot_general(op: Op) -> int:
+    (contracted, _), _ = op.params["dimension_numbers"]
+    return 2 * op.result.size * math.prod(op.operands[0].shape[d] for d in contracted)
+
+
+def _convolution(op: Op) -> int:
+    kernel, numbers = op.operands[1], op.params["dimension_numbers"]
+    per_output = kernel.size // kernel.shape[numbers.rhs_spec[0]]
+    return 2 * op.result.size * per_output
+
+
+def _input_elements(op: Op) -> int:
+    return op.operands[0].size
+
+
+def _sort(op: Op) -> int:
+    """Comparisons of a merge sort."""
+    length = op.operands[0].shape[op.params["dimension"]]
+    return op.operands[0].size * max(1, math.ceil(math.log2(max(length, 2))))
+
+
+def _top_k(op: Op) -> int:
+    return op.operands[0].size * max(1, math.ceil(math.log2(max(op.params["k"], 2))))
+
+
+def _fft(op: Op) -> int:
+    points = math.prod(op.params["fft_lengths"])
+    return 5 * op.result.size * max(1, math.ceil(math.log2(max(points, 2))))
+
+
+def _updates(op: Op) -> int:
+    return op.operands[2].size
+
+
+_FLOPS: Mapping[str, Callable[[Op], int]] = MappingProxyType(
+    {
+        "dot_general": _dot_general,
+        "conv_general_dilated": _convolution,
+        "sort": _sort,
+        "top_k": _top_k,
+        "approx_top_k": _input_elements,
+        "fft": _fft,
+        "scatter_add": _updates,
+        "scatter-add": _updates,
+        "scatter-mul": _updates,
+        "scatter-max": _updates,
+        "scatter-min": _updates,
+        **{
+            f"reduce_{kind}": _input_elements for kind in ("sum", "max", "min", "prod", "and", "or", "xor", "precision")
+        },
+        "argmax": _input_elements,
+        "argmin": _input_elements,
+        "reduce": _input_elements,
+    }
+)
+
+
+def _bytes(op: Op) -> int:
+    touched = sum(result.nbytes for result in op.results)
+    if op.name in ("slice", "dynamic_slice", "gather"):
+        return 2 * touched + _indices_bytes(op, first=1)
+    if op.name == "dynamic_update_slice":
+        return 2 * op.operands[1].nbytes + _indices_bytes(op, first=2)
+    if op.name.startswith("scatter"):
+        return 3 * op.operands[2].nbytes + op.operands[1].nbytes
+    return touched + sum(operand.nbytes for operand in op.operands)
+
+
+def _indices_bytes(op: Op, first: int) -> int:
+    return sum(operand.nbytes for operand in op.operands[first:])
+
+
+def _trip_count(op: Op) -> int | None:
+    """How often the body of a `while` runs, where it counts up by a constant to a constant (`lax.fori_loop`)."""
+    cond, body = op.regions
+    cond_consts = op.params["cond_nconsts"]
+    first = cond_consts + op.params["body_nconsts"]
+    test = cond.outputs[0].op
+    if test is None or test.name not in ("lt", "gt") or test not in cond.ops:
+        return None
+    counter, limit = test.operands if test.name == "lt" else test.operands[::-1]
+    if counter not in cond.inputs[cond_consts:]:
+        return None
+    number = cond.inputs.index(counter) - cond_consts
+    start = scalar(op.operands[first + number])
+    stop = _known(limit, cond, op.operands[:cond_consts])
+    step = _increment(body, number, op.params["body_nconsts"])
+    if start is None or stop is None or step is None or step <= 0:
+        return None
+    return max(0, -(-(int(stop) - int(start)) // step))
+
+
+def _known(value: Value, cond: Graph, consts: list[Value]) -> int | None:
+    """A scalar that the condition sees as a constant; a carry is not one, even when it starts as one."""
+    if value in cond.inputs[: len(consts)]:
+        value = consts[cond.inputs.index(value)]
+    known = scalar(value)
+    return None if known is None else int(known)
+
+
+def _increment(body: Graph, number: int, consts: int) -> int | None:
+    """By how much carry `number` grows in the body, where that is a constant."""
+    made, counter = body.outputs[number].op, body.inputs[consts + number]
+    if made is None or made.name != "add" or counter not in made.operands:
+        return None
+    other = scalar(made.operands[1] if made.operands[0] is counter else made.operands[0])
+    return None if other is None else int(other)

@@ -1,0 +1,43 @@
+"""What a pass says of its run: how often it matched, and for what came close, why it did not.
+
+Knows nothing of graphs beyond the source line of an operation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from passes.graph import Op, Source
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Why a rewrite that nearly matched did not: the operation that stopped it and the user's line."""
+
+    reason: str
+    op: str
+    source: Source
+
+    @classmethod
+    def at(cls, op: Op, reason: str) -> Remark:
+        """A remark on `op`."""
+        return cls(reason, op.name, op.source)
+
+    def __str__(self) -> str:
+        return f"{self.source.short}: {self.op}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """Counts of one run of a pass; `matched == 0` means that the graph is what it was."""
+
+    matched: int = 0
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def missed(self) -> int:
+        """Number of sites that nearly matched."""
+        return len(self.remarks)
+
+    def __add__(self, other: PassResult) -> PassResult:
+        return PassResult(self.matched + other.matched, self.remarks + other.remarks)
