@@ -32,7 +32,8 @@ def kv_update_read(pool: Any, layers: Sequence[Any], rows: Any, positions: Any, 
 
     Returns: `(view [length, *row], pool)`; unwritten positions of the view hold whatever the pool held.
     """
-    return kv_update_read_p.bind(pool, rows, positions, pages, *layers, length=length)
+    view, pool = kv_update_read_p.bind(pool, rows, positions, pages, *layers, length=length)
+    return view, pool
 
 
 def _meaning(pool: Any, rows: Any, positions: Any, pages: Any, *layers: Any, length: int) -> list[Any]:

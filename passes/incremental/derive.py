@@ -1,0 +1,463 @@
+"""Derives the cached step of a causal program: from the program at two lengths to a plan.
+
+Meaning: the step is the program at its capacity S, restricted to the rows of the new tokens, where whatever it reads of
+other rows comes from state. It is right whenever the program is causal, which is not a matter of structure: the caller must
+certify values too. Does not know models, masks or kernels: attention is whatever contracts an axis of time.
+
+Two walks over the demands. The first finds which token-dependent values are wanted in all rows; then the cut decides where
+to cache; the second makes the plan that `emit` runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from passes import replay
+from passes.graph import Graph, Op, Value
+from passes.incremental.cut import CutProblem, minimum_cut
+from passes.incremental.errors import NotServable
+from passes.incremental.plan import Frame, Loop, Node, Recipe
+from passes.incremental.roles import KEYS, ROWS, Demand, Keys, Role, Rows
+from passes.incremental.rules import DELAY_PASSES, POINTWISE, RULES
+from passes.incremental.rules.movement import take_rows
+from passes.incremental.site import Site, restricted_shape
+from passes.incremental.state import State
+from passes.incremental.time import PLAIN, Times
+
+
+@dataclass(eq=False)
+class Plan:
+    """A derived step.
+
+    Attributes:
+      output: The demand for the logits, in the rows of the new tokens.
+      states: What is kept, in a fixed order.
+      order: For each frame its demands in an order in which they can be made.
+    """
+
+    frame: Frame
+    times: Times
+    token_input: Value
+    output: Demand
+    states: list[State] = field(default_factory=list)
+    order: dict[Frame, list[Demand]] = field(default_factory=dict)
+
+    @property
+    def capacity(self) -> int:
+        """The largest number of tokens of a request."""
+        return self.times.long
+
+
+def derive(graph: Graph, times: Times, token_input: Value) -> Plan:
+    """Derives the step of a graph traced at its capacity.
+
+    Args:
+      graph: The program; its first output is `[1, T, ...]`, one row a token.
+      times: Its time dimensions, with what depends on the tokens marked.
+      token_input: The graph input that holds the token ids, i32 `[1, T]`.
+
+    Raises:
+      NotServable: the program mixes tokens in a way that has no exact incremental form; names the operation.
+    """
+    output = graph.outputs[0]
+    if len(times.dims(output)) != 1:
+        raise NotServable(f"the first output must have one time axis, got {times.describe(output)}", output.op)
+    wanted = Demand(output, (ROWS,))
+    scout = _Walk(times, token_input, Frame(graph), cuts=None)
+    scout.run(scout.top, [wanted])
+    cuts = _choose_cuts(scout)
+    walk = _Walk(times, token_input, Frame(graph), cuts=cuts)
+    walk.run(walk.top, [wanted])
+    plan = Plan(walk.top, times, token_input, wanted)
+    plan.states = walk.top.all_states()
+    for frame in walk.top.frames():
+        outputs = [wanted] if frame.loop is None else [Demand(frame.graph.outputs[j], r) for j, r in frame.loop.wanted]
+        plan.order[frame] = frame.order(outputs)
+    for loop in _loops(walk.top):
+        lead = loop.op.params["length"]
+        if loop.lead is None:
+            for state in loop.frame.all_states():
+                state.lead = (lead, *state.lead)
+    return plan
+
+
+def _loops(frame: Frame) -> list[Loop]:
+    """Loops, inner ones first."""
+    return [loop for outer in frame.loops.values() for loop in (*_loops(outer.frame), outer)]
+
+
+def _choose_cuts(scout: _Walk) -> dict[Graph, set[Value]]:
+    """The values to cache in each graph, bodies first: what a body takes from outside may be cut there."""
+    cuts: dict[Graph, set[Value]] = {}
+    for frame in reversed(list(scout.top.frames())):
+        if not frame.keyed:
+            continue
+        invariant: set[Value] = set()
+        if frame.loop is not None:
+            invariant = set(frame.graph.inputs[: frame.loop.op.params["num_consts"]])
+        cut = minimum_cut(CutProblem(frame.graph, scout.times, list(frame.keyed), invariant, scout.pulls_through))
+        cuts[frame.graph] = {v for v in cut if v not in invariant}
+        if frame.loop is not None and frame.loop.frame is frame:
+            outer = scout.enclosing[frame]
+            for v in cut & invariant:
+                operand = frame.loop.op.operands[frame.graph.inputs.index(v)]
+                outer.keyed.setdefault(operand)
+    return cuts
+
+
+@dataclass(eq=False)
+class _Walk:
+    """One walk over the demands. Without `cuts` it collects what is wanted in all rows."""
+
+    times: Times
+    token_input: Value
+    top: Frame
+    cuts: dict[Graph, set[Value]] | None
+    pending: list[tuple[Frame, Demand]] = field(default_factory=list)
+    enclosing: dict[Frame, Frame] = field(default_factory=dict)
+    ahead: dict[Demand, Op] = field(default_factory=dict)
+
+    def run(self, frame: Frame, demands: list[Demand]) -> None:
+        self.pending = [(frame, d) for d in reversed(demands)]
+        while self.pending:
+            frame, demand = self.pending.pop()
+            if demand in frame.nodes:
+                continue
+            node = self.resolve(frame, demand)
+            frame.nodes[demand] = node
+            for operand in reversed(node.operands):
+                self._note_ahead(demand, operand)
+                self.pending.append((frame, operand))
+
+    def _note_ahead(self, demand: Demand, operand: Demand) -> None:
+        """Remembers which operation first asked for a row after the token's own."""
+        if operand.shift < 0 and demand.value.op is not None:
+            introduced = operand.shift < demand.shift or demand not in self.ahead
+            op = demand.value.op if introduced and demand.shift >= 0 else self.ahead.get(demand, demand.value.op)
+            self.ahead.setdefault(operand, op)
+
+    # -- one demand
+    def resolve(self, frame: Frame, demand: Demand) -> Node:
+        value, op = demand.value, demand.value.op
+        if value.const is not None:
+            return Node([], _table(value, self._by_dim(demand)))
+        if not self.times.is_dependent(value):
+            return self._resolve_positional(frame, demand)
+        if demand.roles and not demand.wants_rows:
+            return self._resolve_keys(frame, demand)
+        if demand.wants_rows and demand.shift > 0 and not self._delay_passes(demand):
+            return self._window(frame, demand)
+        if op is None:
+            if demand.shift < 0:
+                raise self._refuse_ahead(demand)
+            return self._resolve_input(frame, demand)
+        if op.name == "scan":
+            if demand.shift < 0:
+                raise self._refuse_ahead(demand)
+            return self._resolve_loop(frame, demand)
+        return self._by_rule(frame, demand)
+
+    def _by_dim(self, demand: Demand) -> dict[int, Role]:
+        return dict(zip(self.times.dims(demand.value), demand.roles, strict=True))
+
+    def site(self, frame: Frame, demand: Demand) -> Site:
+        op = demand.value.op
+        if op is None:
+            raise RuntimeError("an input has no rule")
+        return Site(op, demand.value, self._by_dim(demand), self.times, frame.over_time, _Keeper(self, frame))
+
+    def _by_rule(self, frame: Frame, demand: Demand) -> Node:
+        op = demand.value.op
+        rule = RULES.get(op.name)
+        site = self.site(frame, demand)
+        if rule is None:
+            raise site.refuse(_NO_RULE.get(op.name, f"there is no incremental rule for {op.name} on values that depend on tokens"))
+        recipe = rule(site)
+        return Node(recipe.operands, recipe.emit)
+
+    def _resolve_positional(self, frame: Frame, demand: Demand) -> Node:
+        """A value of positions and parameters only: by rule where there is one, else all rows, then the wanted ones."""
+        value, op = demand.value, demand.value.op
+        whole = Demand(value, (KEYS,) * len(demand.roles))
+        if op is None:
+            if frame.loop is not None:
+                return self._resolve_input(frame, demand)
+            return Node([], _take(lambda ctx, xs: ctx.input(value), self._by_dim(demand), value))
+        if demand == whole:
+            if op.name == "scan" and self._is_lead_time(op) and frame.loop is None:
+                pass  # replayed whole, like any other operation
+            operands = [Demand(u, (KEYS,) * len(self.times.dims(u))) for u in op.operands]
+            return Node(operands, _replay(op, value.index))
+        if op.name in RULES:
+            try:
+                return self._by_rule(frame, demand)
+            except NotServable:
+                pass  # rows cannot be had alone; position-only values can always be had whole
+        return Node([whole], _take(lambda ctx, xs: xs[0], self._by_dim(demand), value))
+
+    # -- all rows of something that depends on tokens
+    def _resolve_keys(self, frame: Frame, demand: Demand) -> Node:
+        value, op = demand.value, demand.value.op
+        if frame.over_time:
+            return self._resolve_input(frame, demand) if op is None else self._whole(op, value)
+        if len(demand.roles) > 1:
+            raise NotServable("is needed for all pairs of cached tokens", op, detail=self.times.describe(value))
+        if self.cuts is None:
+            frame.keyed.setdefault(value)
+            if self.can_be_cut(value):
+                return Node([Demand(value, (ROWS,))])
+            if op is None:
+                return self._resolve_input(frame, demand)
+            return self._whole(op, value)
+        if value in self.cuts.get(frame.graph, ()):
+            state = self._keep_rows(frame, value)
+            return Node([Demand(value, (ROWS,))], lambda ctx, xs: ctx.cache(state, xs[0]))
+        if op is None:
+            return self._resolve_input(frame, demand)
+        return self._whole(op, value)
+
+    def _whole(self, op: Op, value: Value) -> Node:
+        operands = [Demand(u, (KEYS,) * len(self.times.dims(u))) for u in op.operands]
+        return Node(operands, _replay(op, value.index))
+
+    def _keep_rows(self, frame: Frame, value: Value) -> State:
+        (dim,) = self.times.dims(value)
+        row = tuple(n for d, n in enumerate(value.shape) if d != dim)
+        return self.keep(frame, State("kv", value, row, value.dtype, value.source, dim))
+
+    def can_be_cut(self, value: Value) -> bool:
+        """Whether each row of a value belongs to one token and no later one."""
+        dims = self.times.dims(value)
+        if len(dims) != 1 or value.const is not None:
+            return False
+        extent = self.times.extent(value, dims[0])
+        return extent.scale == 1 and extent.offset <= 0
+
+    def pulls_through(self, value: Value) -> bool:
+        """Whether all rows of a value can be made of all rows of its operands at a cost linear in their number."""
+        op = value.op
+        if op is None or op.name == "scan" or op.name not in RULES:
+            return False
+        if not self.can_be_cut(value):
+            return len(self.times.dims(value)) == 1
+        site = Site(op, value, {self.times.dims(value)[0]: ROWS}, self.times, False, _no_keeping)
+        try:
+            recipe: Recipe = RULES[op.name](site)
+        except (NotServable, _Keeps):
+            return False
+        dependent = [d for d in recipe.operands if self.times.is_dependent(d.value)]
+        return all(isinstance(role, Rows) for d in dependent for role in d.roles) and all(d.roles for d in dependent)
+
+    # -- delays
+    def _delay_passes(self, demand: Demand) -> bool:
+        op = demand.value.op
+        if op is None:
+            return False
+        if len(demand.roles) > 1 or op.name in DELAY_PASSES:
+            return True
+        return op.name in POINTWISE and sum(map(self.times.is_dependent, op.operands)) == 1
+
+    def _window(self, frame: Frame, demand: Demand) -> Node:
+        value = demand.value
+        (role,) = demand.roles
+        if not isinstance(role, Rows) or role.copies != 1:
+            raise NotServable("delays a dimension in which time is merged with other axes", value.op)
+        (dim,) = self.times.dims(value)
+        row = tuple(n for d, n in enumerate(value.shape) if d != dim)
+        state = self.keep(frame, State("window", value, (role.shift, *row), value.dtype, value.source, dim))
+        state.shape = (max(role.shift, state.shape[0]), *row)
+        return Node([Demand(value, (ROWS,))], lambda ctx, xs: ctx.window(state, xs[0], role.shift))
+
+    def keep(self, frame: Frame, state: State) -> State:
+        """Registers state, once a kind and value.
+
+        Raises:
+          NotServable: the frame is the body of a loop over tokens.
+        """
+        if frame.over_time:
+            raise NotServable("keeps state inside a loop over time", state.value.op)
+        return frame.states.setdefault((state.kind, state.value), state)
+
+    def _refuse_ahead(self, demand: Demand) -> NotServable:
+        op = self.ahead.get(demand, demand.value.op)
+        return NotServable(
+            f"row t of the result needs token t+{-demand.shift}: it looks into the future",
+            op,
+            detail=f"reads {self.times.describe(demand.value)}",
+        )
+
+    # -- loops
+    def _is_lead_time(self, op: Op) -> bool:
+        return self.times.moves(op, "length")
+
+    def _resolve_loop(self, frame: Frame, demand: Demand) -> Node:
+        value, op = demand.value, demand.value.op
+        num_carry, index = op.params["num_carry"], value.index
+        lead: Role | None = None
+        roles = demand.roles
+        if self._is_lead_time(op):
+            if index < num_carry:
+                if not demand.wants_rows and not frame.over_time:
+                    raise self.site(frame, demand).refuse(
+                        "the last state of a loop over all tokens is used, so early tokens would see later ones"
+                    )
+                lead = KEYS
+            else:
+                lead, roles = roles[0], roles[1:]
+        if isinstance(lead, Rows):
+            self._check_over_time(frame, op, lead)
+        loop = frame.loops.get((op, lead))
+        if loop is None:
+            body = Frame(op.regions[0], over_time=frame.over_time or lead is not None)
+            loop = frame.loops[op, lead] = body.loop = Loop(op, lead, body)
+            self.enclosing[body] = frame
+        self._want(loop, index, roles)
+        return Node([], loop=loop)
+
+    def _check_over_time(self, frame: Frame, op: Op, lead: Rows) -> None:
+        if lead.copies != 1 or lead.shift:
+            raise NotServable("is read at another token's row", op)
+        if op.params["reverse"] and op.params["num_carry"]:
+            raise NotServable("scans from the last token backwards: early tokens would see later ones", op)
+        if self.times.short_params[op]["length"] != self.times.short or op.params["length"] != self.times.long:
+            raise NotServable("scans blocks of time; scan token by token, or map over queries, and it can be served", op)
+        if frame.over_time:
+            raise NotServable("is a loop over time inside a loop over time", op)
+
+    def _want(self, loop: Loop, index: int, roles: tuple[Role, ...]) -> None:
+        if (index, roles) in loop.wanted:
+            return
+        loop.wanted[index, roles] = None
+        body = loop.frame.graph
+        self.pending.append((loop.frame, Demand(body.outputs[index], roles)))
+        if index < loop.op.params["num_carry"]:
+            operand = loop.op.operands[loop.op.params["num_consts"] + index]
+            initial = loop.initial[index, roles] = Demand(operand, roles)
+            self.pending.append((self.enclosing[loop.frame], initial))
+            if isinstance(loop.lead, Rows):
+                self._carry_over_time(loop, index, roles)
+
+    def _carry_over_time(self, loop: Loop, index: int, roles: tuple[Role, ...]) -> None:
+        value = loop.frame.graph.outputs[index]
+        if roles and self.times.is_dependent(value):
+            raise NotServable("keeps a cache of tokens inside a loop over time", loop.op, detail=self.times.describe(value))
+        state = State("carry", value, value.shape, value.dtype, loop.op.source)
+        loop.carries[index, roles] = self.keep_for(loop, index, roles, state)
+
+    def keep_for(self, loop: Loop, index: int, roles: tuple[Role, ...], state: State) -> State:
+        """Registers the carry of a loop over time in the frame around it."""
+        return self.enclosing[loop.frame].states.setdefault(("carry", (loop.op, index, roles)), state)
+
+    def _resolve_input(self, frame: Frame, demand: Demand) -> Node:
+        value = demand.value
+        loop = frame.loop
+        if loop is None:
+            if value is not self.token_input:
+                raise RuntimeError("only the tokens are a token-dependent input")
+            return Node([], lambda ctx, xs: ctx.tokens)
+        position = frame.graph.inputs.index(value)
+        num_consts, num_carry = loop.op.params["num_consts"], loop.op.params["num_carry"]
+        operand = loop.op.operands[position]
+        outer = self.enclosing[frame]
+        if num_consts <= position < num_consts + num_carry:
+            if isinstance(loop.lead, Rows) and demand.roles and self.times.is_dependent(value):
+                raise NotServable("keeps a cache of tokens inside a loop over time", loop.op)
+            self._want(loop, position - num_consts, demand.roles)
+        else:
+            lead = ()
+            if position >= num_consts and self.times.dims(operand)[:1] == (0,) and self._is_lead_time(loop.op):
+                lead = (loop.lead if loop.lead is not None else KEYS,)
+            source = Demand(operand, (*lead, *demand.roles))
+            loop.sources[demand] = source
+            self.pending.append((outer, source))
+        return Node([], lambda ctx, xs: ctx.loop_input(demand))
+
+
+class _Keeps(Exception):
+    """Raised in place of keeping state, when a rule is only asked what it would read."""
+
+
+def _no_keeping(*_: Any) -> State:
+    raise _Keeps
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    walk: _Walk
+    frame: Frame
+
+    def __call__(self, kind: Any, value: Value, shape: tuple[int, ...], time_dim: int) -> State:
+        return self.walk.keep(self.frame, State(kind, value, shape, value.dtype, value.source, time_dim))
+
+
+_NO_RULE = {
+    "while": "a while loop whose trip count is not known mixes tokens in a way that cannot be followed; use lax.scan",
+    "shard_map": "shard_map inside the model hides what it does to tokens; write the forward without it",
+    "pallas_call": "a Pallas kernel inside the model hides what it does to tokens; write its meaning in jnp",
+}
+
+
+def _replay(op: Op, index: int) -> Callable[..., Any]:
+    return lambda ctx, xs: replay.apply_op(op, xs, ctx.widening)[index]
+
+
+def _take(whole: Callable[..., Any], roles: dict[int, Role], value: Value) -> Callable[..., Any]:
+    """The wanted rows of an array that has all of them."""
+
+    def emit(ctx: Any, xs: Any) -> Any:
+        x = whole(ctx, xs)
+        for dim, role in roles.items():
+            if isinstance(role, Rows):
+                x = take_rows(ctx, x, dim, ctx.indices(role, value.shape[dim]))
+        return x
+
+    return emit
+
+
+def _table(value: Value, roles: dict[int, Role]) -> Callable[..., Any]:
+    """A constant built at trace time, as a function of positions: Toeplitz (masks, ALiBi, decay), else a table of rows."""
+    constant = value.const
+    diagonals = _toeplitz(constant, roles)
+    if diagonals is None:
+        return _take(lambda ctx, xs: ctx.constant(value), roles, value)
+    (q_dim, q_role), (k_dim, k_role) = roles.items()
+    size = value.shape[q_dim]
+
+    def emit(ctx: Any, xs: Any) -> Any:
+        q = ctx.indices(q_role, size)[:, None]
+        k = ctx.indices(k_role, size)[None] if isinstance(k_role, Rows) else jnp.arange(size)[None]
+        table = ctx.widening.array(jnp.asarray(diagonals))
+        out = table[jnp.clip(q - k + size - 1, 0, len(diagonals) - 1)]
+        return out.reshape(_shape(value, roles, ctx))
+
+    return emit
+
+
+def _shape(value: Value, roles: dict[int, Role], ctx: Any) -> tuple[int, ...]:
+    out = list(value.shape)
+    for dim, role in roles.items():
+        if isinstance(role, Rows):
+            out[dim] = role.copies * ctx.num_rows
+    return tuple(out)
+
+
+def _toeplitz(constant: Any, roles: dict[int, Role]) -> Any | None:
+    """The diagonals `c[q - k]` of a square constant that depends on the difference of positions only."""
+    if len(roles) != 2 or isinstance(next(iter(roles.values())), Keys) or not isinstance(constant, np.ndarray):
+        return None
+    a, b = roles
+    n = constant.shape[a]
+    if constant.shape[b] != n or constant.size != n * n:
+        return None
+    m = constant.reshape(n, n)
+    if m[1:, 1:].tobytes() != m[:-1, :-1].tobytes():
+        return None
+    return np.concatenate([m[0, ::-1], m[1:, 0]])
+
+
+__all__ = ["PLAIN", "Plan", "derive", "restricted_shape"]

@@ -1,0 +1,73 @@
+"""Reads and writes at computed indices: gather, scatter, dynamic_update_slice, beside time or into all the keys."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from passes.incremental.plan import Recipe
+from passes.incremental.roles import KEYS, Role
+from passes.incremental.site import Site
+
+
+def _gather(site: Site) -> Recipe:
+    numbers = site.op.params["dimension_numbers"]
+    u, index = site.op.operands
+    out_batch = [d for d in range(len(site.value.shape)) if d not in numbers.offset_dims]
+    index_roles: dict[int, Role | None] = {i: site.roles.get(d) for i, d in enumerate(out_batch)}
+    kept = [
+        d for d in range(len(u.shape)) if d not in numbers.collapsed_slice_dims and d not in numbers.operand_batching_dims
+    ]
+    roles: dict[int, Role | None] = {d: site.roles.get(o) for d, o in zip(kept, numbers.offset_dims, strict=True)}
+    for d, i in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
+        roles[d] = index_roles[i]
+    roles.update(dict.fromkeys(numbers.start_index_map, KEYS))
+    if site.is_dependent and set(site.times.dims(u)) & set(numbers.start_index_map) and site.times.is_dependent(u):
+        site.require_query_axis()
+
+    def emit(ctx, xs):
+        sizes = list(site.op.params["slice_sizes"])
+        for d in site.times.dims(u):
+            if d in kept and d not in numbers.start_index_map:
+                sizes[d] = xs[0].shape[d]
+        return ctx.bind(site, xs, slice_sizes=tuple(sizes))
+
+    return Recipe([site.demand(u, roles), site.demand(index, index_roles)], emit)
+
+
+def _scatter(site: Site) -> Recipe:
+    numbers = site.op.params["dimension_numbers"]
+    u, index, updates = site.op.operands
+    kept = [
+        d for d in range(len(u.shape)) if d not in numbers.inserted_window_dims and d not in numbers.operand_batching_dims
+    ]
+    update_roles: dict[int, Role | None] = {
+        o: site.roles.get(d) for d, o in zip(kept, numbers.update_window_dims, strict=True)
+    }
+    along_time = set(site.times.dims(u)) & set(numbers.scatter_dims_to_operand_dims)
+    if any(site.is_rows(d) for d in along_time) or (site.times.dims(index) and not _all_keys(site)):
+        raise site.refuse("writes at computed tokens, as a dispatch by index does")
+    return Recipe(
+        [site.same(u), site.all_keys(index), site.demand(updates, {d: update_roles.get(d, KEYS) for d in range(64)})],
+        lambda ctx, xs: ctx.bind(site, xs),
+    )
+
+
+def _dynamic_update_slice(site: Site) -> Recipe:
+    u, update, *starts = site.op.operands
+    for d in site.times.dims(u):
+        if site.is_rows(d) and (update.shape[d] != u.shape[d]):
+            raise site.refuse("writes at computed tokens")
+    return Recipe(
+        [site.same(u), site.same(update), *(site.all_keys(s) for s in starts)], lambda ctx, xs: ctx.bind(site, xs)
+    )
+
+
+def _all_keys(site: Site) -> bool:
+    return not any(site.is_rows(d) for d in site.roles)
+
+
+_SCATTERS = ("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul", "scatter_min", "scatter_max")
+
+RULES = MappingProxyType(
+    {"gather": _gather, **dict.fromkeys(_SCATTERS, _scatter), "dynamic_update_slice": _dynamic_update_slice}
+)
