@@ -3,8 +3,8 @@
 Matches: the identities of `passes.identities`; scalar arithmetic on constants; commutative operands out of order
 (constants last, else in order of definition); a `cond` whose index is known; scalar constants, repeated operands and
 carries that never change, which move into the bodies of `scan`, `while` and `cond`. Works inside regions too.
-Does not match: whatever would change one bit of a result, or the weak type of an output. Must run after: nothing; it runs
-to its own fixed point, but `cse` and `dce` may uncover more (`passes.simplify` runs all three). Numerics: exact.
+Does not match: whatever would change one bit of a result, or the weak type of an output. Must run after: nothing; it
+runs to its own fixed point, but `cse` and `dce` may uncover more (`passes.simplify` runs all three). Numerics: exact.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What differs between JAX versions, in one place; nothing else in this package imports `jax.extend`.
 
-The one idea: the rest of the code sees jaxprs through four questions (what are this equation's regions, how are a scan's
-operands divided, which user frame made it, how is it bound again) and never looks at an equation's parameters to learn them.
+The one idea: the rest of the code sees jaxprs through four questions (what are this equation's regions, how are a
+scan's operands divided, which user frame made it, how is it bound again) and never looks at an equation's parameters to
+learn them.
 Supported: jax 0.10.2, 0.11.2, 0.12.
 """
 
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -111,7 +113,8 @@ def run_jaxpr(closed: Any, *args: Any) -> list[Any]:
 def hoist_constants(fn: Callable[..., Any], *args: Any) -> tuple[Any, list[Any]]:
     """Traces `fn` and turns what it closes over into leading arguments.
 
-    Returns: A closed jaxpr without constants, whose first inputs are the constants, and those constants (perhaps tracers).
+    Returns: A closed jaxpr without constants, whose first inputs are the constants, and those constants (perhaps
+      tracers).
     """
     closed = jax.make_jaxpr(fn)(*args)
     consts = list(closed.consts)
@@ -212,7 +215,8 @@ def captured_associative_scan() -> Iterator[None]:
 
 
 def _call_our_associative_scan(fn, elems, reverse=False, axis=0):
-    from passes.ops.associative_scan import associative_scan  # runs with the globals of another module
+    # The code runs with the globals of another module, so the name has to be found here.
+    from passes.ops.associative_scan import associative_scan  # noqa: PLC0415
 
     return associative_scan(fn, elems, reverse=reverse, axis=axis)
 

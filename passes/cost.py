@@ -1,9 +1,10 @@
 """Counts FLOPs and bytes of operations and graphs, bodies of loops multiplied out by their trip count.
 
-Conventions: a multiply-add is two FLOPs; an elementwise operation is one per output element, transcendental or not; data
-movement is none. Bytes are what an operation reads and writes when nothing is fused; slices, gathers and updates in place
-count the elements they touch. Operations of ours cost what their meaning costs. A `while` runs as often as its counter
-says; where the number is not known its body counts once and the cost says so. A `cond` costs its dearest branch.
+Conventions: a multiply-add is two FLOPs; an elementwise operation is one per output element, transcendental or not;
+data movement is none. Bytes are what an operation reads and writes when nothing is fused; slices, gathers and updates
+in place count the elements they touch. Operations of ours cost what their meaning costs. A `while` runs as often as its
+counter says; where the number is not known its body counts once and the cost says so. A `cond` costs the dearest
+branch.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from passes.graph import Graph, Op, Value
 from passes.reader import trace
 
 _MOVEMENT = frozenset(
-    "bitcast_convert_type broadcast_in_dim concatenate convert_element_type copy copy_p expand_dims gather iota name "
-    "optimization_barrier pad reshape rev select_n sharding_constraint slice dynamic_slice dynamic_update_slice squeeze "
-    "stop_gradient transpose scatter".split()
+    "bitcast_convert_type broadcast_in_dim concatenate convert_element_type copy copy_p dynamic_slice "
+    "dynamic_update_slice expand_dims gather iota name optimization_barrier pad reshape rev scatter select_n "
+    "sharding_constraint slice squeeze stop_gradient transpose".split()
 )
 
 

@@ -1,9 +1,9 @@
 """Local rules that are exact for every input: an operation that equals one of its operands, or a simpler operation.
 
-Each rule looks at one operation and returns the value it equals, an operation to put in its place, or None. Exact means
-bit for bit (the payload of a NaN aside), on NaN, infinities and signed zeros too: `x + 0.0` turns -0.0 into 0.0, so only `x + -0.0` is `x`; complex
-products are left alone, for `inf * (1 + 0j)` is NaN. Whether a value may stand for the result (shape, dtype) is checked by
-the caller. `RULES` names for each primitive the rules that are tried, in order.
+Each rule looks at one operation and returns the value it equals, an operation to put in its place, or None. Exact is
+bit for bit (the payload of a NaN aside), on NaN, infinities and signed zeros too: `x + 0.0` turns -0.0 into 0.0, so
+only `x + -0.0` is `x`; complex products are left alone, for `inf * (1 + 0j)` is NaN. Whether a value may stand for the
+result (shape, dtype) is checked by the caller. `RULES` names for each primitive the rules that are tried, in order.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def _pad(op: Op) -> Value | None:
 
 
 def _whole_slice(op: Op) -> Value | None:
-    """A slice of everything; with the shape equal, starts and strides can only be trivial, dynamic starts clamp to 0."""
+    """A slice of everything: with the shape equal, starts and strides are trivial; dynamic starts clamp to 0."""
     return op.operands[0] if op.operands[0].shape == op.result.shape else None
 
 

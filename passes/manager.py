@@ -24,7 +24,7 @@ class PassOptions:
     Attributes:
       print_ir_after: `"all"`, `"changed"` (after passes that matched), the name of a pass, or None.
       stop_after: Name of the pass after whose first run the pipeline ends.
-      bisect_limit: Number of passes that are run, to find by halving the one that breaks a program; the rest are skipped.
+      bisect_limit: Number of passes that are run, the rest are skipped: halving it finds the one that breaks a program.
       is_verifying: Whether the graph is verified before the first and after every pass.
     """
 
