@@ -29,7 +29,7 @@ def sample(logits: Float[Array, "R V"], inputs: SamplerInputs, max_logprobs: int
     """
     raw = logits.astype(jnp.float32)
     adjusted = _penalize(_add_bias(_forbid(raw, inputs), inputs), inputs)
-    is_random = inputs.temperature >= MIN_TEMPERATURE
+    is_random = jnp.asarray(inputs.temperature) >= MIN_TEMPERATURE
     greedy_ids = jnp.argmax(adjusted, axis=1).astype(jnp.int32)
     random_ids, full_sorts = jax.lax.cond(
         jnp.any(is_random),
@@ -58,13 +58,14 @@ def _add_bias(logits: Float32[Array, "R V"], inputs: SamplerInputs) -> Float32[A
 
 def _penalize(logits: Float32[Array, "R V"], inputs: SamplerInputs) -> Float32[Array, "R V"]:
     """Applies the repetition penalty over prompt and output, then frequency and presence penalties over the output."""
-    positions = jnp.arange(inputs.history.shape[1], dtype=jnp.int32)[None, :]
+    history = jnp.asarray(inputs.history)
+    positions = jnp.arange(history.shape[1], dtype=jnp.int32)[None, :]
     is_valid = positions < inputs.num_total[:, None]
     is_output = is_valid & (positions >= inputs.num_prompt[:, None])
 
     def apply() -> Float32[Array, "R V"]:
-        is_seen = _count(inputs.history, is_valid, logits.shape[1]) > 0
-        counts = _count(inputs.history, is_output, logits.shape[1]).astype(jnp.float32)
+        is_seen = _count(history, is_valid, logits.shape[1]) > 0
+        counts = _count(history, is_output, logits.shape[1]).astype(jnp.float32)
         factor = jnp.where(is_seen, inputs.repetition_penalty[:, None], 1.0)
         penalized = jnp.where(logits > 0, logits / factor, logits * factor)
         penalized = penalized - inputs.frequency_penalty[:, None] * counts
@@ -88,7 +89,8 @@ def _draw(
     """Draws a token per row from the truncated distribution; returns how many full sorts that took as well."""
     scaled = logits / jnp.where(is_random, inputs.temperature, 1.0)[:, None]
     kept, full_sorts = truncate(scaled, inputs, is_random)
-    noise = jax.vmap(_gumbel, in_axes=(0, 0, None))(inputs.seeds, inputs.num_total - inputs.num_prompt, logits.shape[1])
+    seeds, steps = jnp.asarray(inputs.seeds), jnp.asarray(inputs.num_total - inputs.num_prompt)
+    noise = jax.vmap(_gumbel, in_axes=(0, 0, None))(seeds, steps, logits.shape[1])
     return jnp.argmax(jnp.where(kept, scaled + noise, -jnp.inf), axis=1).astype(jnp.int32), full_sorts
 
 

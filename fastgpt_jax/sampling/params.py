@@ -10,7 +10,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import no_type_check
+from typing import Any, TypeGuard, no_type_check
 
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling.inputs import MAX_LOGIT_BIAS
@@ -114,7 +114,7 @@ _INTEGERS = {
 """Name -> lowest value, whether None is allowed."""
 
 
-def _set(params: SamplingParams, name: str, value: object) -> None:
+def _set(params: SamplingParams, name: str, value: Any) -> None:
     object.__setattr__(params, name, value)
 
 
@@ -123,25 +123,24 @@ def _require(holds: bool, message: str) -> None:
         raise UserError(message)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_integer(value: object) -> bool:
+def _is_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def _check_number(name: str, value: object, low: float, high: float, allowed: str) -> None:
+def _check_number(name: str, value: Any, low: float, high: float, allowed: str) -> None:
     _require(_is_number(value) and low <= value <= high, f"{name} must be {allowed}, got {value!r}")
 
 
-def _check_integer(name: str, value: object, low: int, optional: bool) -> None:
+def _check_integer(name: str, value: Any, low: int, optional: bool) -> None:
     if value is None and optional:
         return
     allowed = f"an integer of at least {low}" if low > -(2**63) else "a 64-bit integer"
-    _require(
-        _is_integer(value) and low <= value < 2**63, f"{name} must be {allowed}{' or None' * optional}, got {value!r}"
-    )
+    suffix = " or None" if optional else ""
+    _require(_is_integer(value) and low <= value < 2**63, f"{name} must be {allowed}{suffix}, got {value!r}")
 
 
 def _check_entries(params: SamplingParams) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float32, Int32
 
@@ -58,7 +59,7 @@ def _keep_prefix(
     scores: Float32[Array, "R V"],
     logits: Float32[Array, "R V"],
     count: Int32[Array, " R"],
-    mass: Float32[Array, " R"],
+    mass: Float32[Array | np.ndarray, " R"],
     active: Bool[Array, " R"],
 ) -> tuple[Bool[Array, "R V"], Int32[Array, " R"]]:
     """Keeps, of the `count` tokens of best score, the shortest prefix that holds `mass` of their probability.
@@ -71,13 +72,15 @@ def _keep_prefix(
     def keep() -> tuple[Bool[Array, "R V"], Bool[Array, " R"]]:
         ordered = jnp.where(scores == 0, 0.0, scores)  # -0.0 and 0.0 are one score here, and two in a sort
         probs = jax.nn.softmax(logits, axis=1)
-        narrow, found = _find_cut(ordered, probs, count, mass, min(NARROW, vocab_size))
+        cut, found = _find_cut(ordered, probs, count, mass, min(NARROW, vocab_size))
         needs_sort = active & ~found
-        value, last_id = jax.lax.cond(
-            jnp.any(needs_sort),
-            lambda: _choose(needs_sort, _find_cut(ordered, probs, count, mass, vocab_size)[0], narrow),
-            lambda: narrow,
-        )
+        if vocab_size > NARROW:
+            cut = jax.lax.cond(
+                jnp.any(needs_sort),
+                lambda: _choose(needs_sort, _find_cut(ordered, probs, count, mass, vocab_size)[0], cut),
+                lambda: cut,
+            )
+        value, last_id = cut
         ids = jnp.arange(vocab_size, dtype=jnp.int32)[None, :]
         kept = (ordered > value[:, None]) | ((ordered == value[:, None]) & (ids <= last_id[:, None]))
         return kept | ~active[:, None], needs_sort
@@ -93,7 +96,7 @@ def _find_cut(
     scores: Float32[Array, "R V"],
     probs: Float32[Array, "R V"],
     count: Int32[Array, " R"],
-    mass: Float32[Array, " R"],
+    mass: Float32[Array | np.ndarray, " R"],
     width: int,
 ) -> tuple[tuple[Float32[Array, " R"], Int32[Array, " R"]], Bool[Array, " R"]]:
     """Returns score and id of the prefix's last token, looked for among the best `width`, and whether it is there."""

@@ -1,0 +1,91 @@
+"""What an engine is made of, in vLLM's names; a value whose machinery is missing is refused, never ignored."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, no_type_check
+
+from fastgpt_jax.errors import UserError
+
+ONLY_VALUES: Mapping[str, Any] = MappingProxyType(
+    {
+        "tensor_parallel_size": 1,
+        "pipeline_parallel_size": 1,
+        "data_parallel_size": 1,
+        "quantization": None,
+        "kv_cache_dtype": "auto",
+        "trust_remote_code": False,
+    }
+)
+"""Arguments of vLLM that are accepted at this value alone."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@no_type_check  # a wrong type is the user's mistake, and answered as one below
+@dataclasses.dataclass(frozen=True)
+class EngineArgs:
+    """How to serve a model.
+
+    Attributes:
+      model: A model folder, a loaded model, or a compiled one.
+      tokenizer: Folder of a tokenizer that takes the place of the model's own.
+      dtype: Of parameters and activations; "auto" is the checkpoint's.
+      max_model_len: Tokens of prompt and output together; None is what the model was made for.
+      max_num_seqs: Requests that run together; None leaves it to the compiler.
+      max_num_batched_tokens: Tokens, padding included, of a prefill step that holds several requests.
+      max_logprobs: Most likely tokens that may be asked for; None leaves it to the compiler.
+      gpu_memory_utilization: Share of the device's memory that weights and caches may take; more is an error at
+        start. None leaves it unchecked.
+      seed: Decides the draws of requests that bring no seed.
+    """
+
+    model: Any
+    tokenizer: str | Path | None = None
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int = 2048
+    max_logprobs: int | None = None
+    gpu_memory_utilization: float | None = None
+    seed: int = 0
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
+    trust_remote_code: bool = False
+
+    def __post_init__(self):
+        for name, only in ONLY_VALUES.items():
+            if getattr(self, name) != only:
+                raise UserError(
+                    f"{name}={getattr(self, name)!r} is not supported in this version; leave it at {only!r}"
+                )
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_logprobs", "seed"):
+            value, low = getattr(self, name), 0 if name in ("max_logprobs", "seed") else 1
+            if value is None and name not in ("max_num_batched_tokens", "seed"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise UserError(f"{name} must be an integer of at least {low}, got {value!r}")
+        share = self.gpu_memory_utilization
+        if share is not None and not (isinstance(share, (int, float)) and math.isfinite(share) and 0 < share <= 1):
+            raise UserError(f"gpu_memory_utilization must be above 0 and at most 1, got {share!r}")
+
+
+def make_engine_args(model: Any, options: Mapping[str, Any]) -> EngineArgs:
+    """Returns the arguments; an unknown name is a UserError that names the nearest."""
+    known = [field.name for field in dataclasses.fields(EngineArgs) if field.name != "model"]
+    for name in options:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else f"; there are {', '.join(known)}"
+            raise UserError(f"unknown engine argument {name!r}{hint}")
+    return EngineArgs(model, **options)

@@ -1,0 +1,60 @@
+"""What the engine asks of a compiled model: the whole of the seam between compiler and engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from fastgpt_jax.sampling.inputs import SamplerInputs
+from fastgpt_jax.sampling.step_io import StepInputs, StepOutputs
+
+Variant = Literal["greedy", "full"]
+
+
+@runtime_checkable
+class CompiledModel(Protocol):
+    """A step function with its cache.
+
+    Attributes:
+      max_model_len: Tokens a request may reach, prompt and output together; the length of a page.
+      max_num_seqs: Pages in the pool, and rows of a decode step.
+      vocab_size: Token ids lie below this.
+      min_first_chunk: Prompt tokens the first step of a request must hold.
+      prefill_buckets: Tokens a request may bring to one prefill step, ascending; the last holds `min_first_chunk`.
+      max_logprobs: Most likely tokens reported beside each sampled one.
+      tokenizer: Text to ids and back; None for models that have none.
+      generation: Facts of the checkpoint (`GenerationDefaults`); None where nothing is known.
+    """
+
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def max_num_seqs(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def min_first_chunk(self) -> int: ...
+    @property
+    def prefill_buckets(self) -> Sequence[int]: ...
+    @property
+    def max_logprobs(self) -> int: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def generation(self) -> Any: ...
+
+    def init_state(self) -> Any:
+        """Returns pools and carried states, on the device."""
+
+    def step(
+        self, state: Any, inputs: StepInputs, sampler: SamplerInputs, *, variant: Variant, score: bool = False
+    ) -> tuple[StepOutputs, Any]:
+        """Runs one step; `state` is donated, the returned one takes its place."""
+        ...
+
+
+def end_ids(compiled: CompiledModel) -> tuple[int, ...]:
+    """Returns the ids that end a text: the checkpoint's, or the tokenizer's where the checkpoint says nothing."""
+    if compiled.generation is not None:
+        return tuple(compiled.generation.eos_token_ids)
+    return tuple(getattr(compiled.tokenizer, "eos_token_ids", ()))

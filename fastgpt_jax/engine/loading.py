@@ -1,0 +1,93 @@
+"""From what a user calls a model to a compiled one.
+
+The one idea: the compiler is reached by a lazy import and only for what is not compiled yet, so that serving a
+compiled model loads no compiler.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fastgpt_jax.engine.args import EngineArgs
+from fastgpt_jax.engine.compiled import CompiledModel
+from fastgpt_jax.errors import UserError
+
+
+def resolve_model(args: EngineArgs) -> CompiledModel:
+    """Compiles `args.model` unless that was done; raises UserError where it is nothing that can be served."""
+    model = args.model
+    compiled = _check_compiled(args) if _is_compiled(model) else _compile(args)
+    if args.gpu_memory_utilization is not None:
+        check_memory(compiled, args.gpu_memory_utilization)
+    return compiled
+
+
+def _is_compiled(model: Any) -> bool:
+    return hasattr(model, "init_state") and hasattr(model, "step")
+
+
+def _check_compiled(args: EngineArgs) -> CompiledModel:
+    """A compiled model is what it is: an argument that asks for another one is an error."""
+    for name in ("max_model_len", "max_num_seqs", "max_logprobs"):
+        value, found = getattr(args, name), getattr(args.model, name)
+        if value is not None and value != found:
+            raise UserError(f"{name}={value}, but the model was compiled for {found}; compile it again")
+    if args.dtype != "auto" or args.tokenizer is not None:
+        raise UserError("dtype and tokenizer are decided when a model is compiled; leave them out for a compiled one")
+    return args.model
+
+
+def _compile(args: EngineArgs) -> CompiledModel:
+    loaded = _load(args)
+    # The compiler and the checkpoint readers are not needed to serve what is compiled already.
+    from fastgpt_jax.compiler.compile import compile as compile_model  # noqa: PLC0415
+    from fastgpt_jax.compiler.config import CompileConfig  # noqa: PLC0415
+
+    longest = loaded.generation.max_model_len
+    if args.max_model_len is not None and args.max_model_len > longest:
+        raise UserError(f"max_model_len must be at most the model's own {longest}, got {args.max_model_len}")
+    chosen = {"max_num_seqs": args.max_num_seqs, "max_logprobs": args.max_logprobs}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    return compile_model(loaded, config=CompileConfig(max_model_len=args.max_model_len or longest, **chosen))
+
+
+def _load(args: EngineArgs) -> Any:
+    """Returns a loaded model with the tokenizer the user asked for."""
+    model = args.model
+    if isinstance(model, (str, Path)):
+        from fastgpt_jax.checkpoint import load_model  # noqa: PLC0415
+
+        model = load_model(model, dtype=None if args.dtype == "auto" else args.dtype)
+    elif not hasattr(model, "generation") or not hasattr(model, "model"):
+        raise UserError(
+            f"model must be a folder, a loaded model or a compiled one, got {type(model).__name__}; "
+            "a function and its parameters go through fastgpt_jax.compile first"
+        )
+    elif args.dtype != "auto":
+        raise UserError("dtype is decided when a model is loaded; give it to load_model")
+    if args.tokenizer is None:
+        return model
+    from fastgpt_jax.tokenizer import load_tokenizer  # noqa: PLC0415
+
+    tokenizer = load_tokenizer(args.tokenizer)
+    if tokenizer is None:
+        raise UserError(f"there is no tokenizer in {args.tokenizer}")
+    return dataclasses.replace(model, tokenizer=tokenizer)
+
+
+def check_memory(compiled: CompiledModel, share: float) -> None:
+    """Raises UserError where caches and what is on the device already exceed this share of its memory."""
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(compiled.init_state)))
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit_bytes = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed_bytes = state_bytes + stats.get("bytes_in_use", 0)
+    if needed_bytes > share * limit_bytes:
+        raise UserError(
+            f"weights and caches take {needed_bytes / 2**30:.2f} GiB and gpu_memory_utilization={share} allows "
+            f"{share * limit_bytes / 2**30:.2f} GiB; lower max_num_seqs or max_model_len"
+        )

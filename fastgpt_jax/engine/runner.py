@@ -1,0 +1,93 @@
+"""Turns a batch into the arrays of one compiled step, runs it, and brings the results back as NumPy.
+
+Knows no policy. The one idea: the device state has one owner, which replaces it at every step, since a step donates
+the one it was given.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from fastgpt_jax.engine.compiled import CompiledModel
+from fastgpt_jax.engine.request import Request
+from fastgpt_jax.engine.scheduler import Batch
+from fastgpt_jax.sampling.inputs import SamplerInputs, init_sampler_inputs
+from fastgpt_jax.sampling.step_io import StepInputs, StepOutputs
+from fastgpt_jax.sampling.table import SamplerTable
+
+
+class Runner:
+    """Runs steps of one compiled model, and keeps the sampler's inputs of the requests that hold slots.
+
+    Invariants: `_state` is never one that was donated; a slot's row of the table holds its request's history.
+    """
+
+    def __init__(self, compiled: CompiledModel):
+        self._compiled = compiled
+        self._state = compiled.init_state()
+        self._table = SamplerTable(compiled.max_num_seqs, compiled.vocab_size, compiled.max_model_len)
+        self._neutral: dict[int, SamplerInputs] = {}
+
+    def admit(self, request: Request) -> None:
+        """Prepares the sampler for a request that got its slot."""
+        slot = _slot(request)
+        prompt = request.prompt_token_ids
+        self._table.write(slot, request.params, prompt, num_prompt=len(prompt), seed=request.seed)
+        self._table.ban(slot, request.banned_ids)
+
+    def append(self, request: Request, token_id: int) -> None:
+        """Tells the sampler of a generated token that another one will follow."""
+        self._table.append(_slot(request), token_id)
+        if len(request.output_token_ids) == request.params.min_tokens:
+            self._table.allow_all(_slot(request))
+
+    def run(self, batch: Batch) -> StepOutputs:
+        """Runs one step and waits for it, so that the arrays handed over may be changed afterwards."""
+        is_full = any(request.needs_full_sampler for request in batch.requests)
+        outputs, self._state = self._compiled.step(
+            self._state,
+            make_step_inputs(batch),
+            self._sampler_inputs(batch) if is_full else self._neutral_inputs(len(batch.rows)),
+            variant="full" if is_full else "greedy",
+            score=any(request.wants_score and request.is_prefilling for request in batch.requests),
+        )
+        return jax.device_get(outputs)
+
+    def _sampler_inputs(self, batch: Batch) -> SamplerInputs:
+        return self._table.take([None if request is None else request.slot for request in batch.rows])
+
+    def _neutral_inputs(self, num_rows: int) -> SamplerInputs:
+        """Returns inputs of the right shapes for the greedy variant, which reads none of them."""
+        if num_rows not in self._neutral:
+            compiled = self._compiled
+            self._neutral[num_rows] = init_sampler_inputs(num_rows, compiled.vocab_size, compiled.max_model_len)
+        return self._neutral[num_rows]
+
+
+def make_step_inputs(batch: Batch) -> StepInputs:
+    """Lays the batch's new tokens out in rows of `chunk_len`, with the token that follows each as its target."""
+    num_rows = len(batch.rows)
+    tokens = np.zeros((num_rows, batch.chunk_len), np.int32)
+    targets = np.zeros((num_rows, batch.chunk_len), np.int32)
+    cache_len = np.zeros((num_rows,), np.int32)
+    for row, (request, num_new) in enumerate(zip(batch.rows, batch.num_new, strict=True)):
+        if request is None:
+            continue
+        start = cache_len[row] = request.num_cached
+        tokens[row, :num_new] = request.tokens(start, start + num_new)
+        following = request.tokens(start + 1, start + num_new + 1)
+        targets[row, : len(following)] = following
+    return StepInputs(
+        tokens=tokens.reshape(-1),
+        num_new=np.asarray(batch.num_new, np.int32),
+        page_table=np.asarray(batch.pages, np.int32)[:, None],
+        cache_len=cache_len,
+        targets=targets.reshape(-1),
+    )
+
+
+def _slot(request: Request) -> int:
+    if request.slot is None:
+        raise RuntimeError("a request without a slot reached the runner")
+    return request.slot
