@@ -40,6 +40,8 @@ CALL_PRIMITIVES = {
     "composite": "jaxpr",
 }
 
+CUSTOM_DERIVATIVES = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+
 
 def is_literal(atom: Any) -> bool:
     """Whether a jaxpr operand is a constant written in place."""
@@ -52,7 +54,7 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
 
 
 def called_jaxpr(eqn: Any) -> Any | None:
-    """The jaxpr that a call-like equation (jit, remat, custom_jvp ...) stands for, else None."""
+    """The jaxpr that a call-like equation or operation (jit, remat, custom_jvp ...) stands for, else None."""
     key = CALL_PRIMITIVES.get(eqn.primitive.name)
     return None if key is None else eqn.params.get(key)
 
@@ -258,3 +260,10 @@ def abstract(x: Any) -> jax.ShapeDtypeStruct:
     """Shape, dtype and weak type of an array, a tracer or a Python scalar."""
     aval = jax.typeof(x)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+
+
+def with_weak_type(x: Any, is_weak: bool) -> Any:
+    """An array with its weak type set; weakly typed arrays give way in dtype promotion."""
+    if is_extended_dtype(x.dtype) or abstract(x).weak_type == is_weak:
+        return x
+    return lax.convert_element_type_p.bind(x, new_dtype=x.dtype, weak_type=is_weak, sharding=None)

@@ -19,7 +19,7 @@ import jax
 from passes import compat
 from passes.constants import scalar
 from passes.graph import Graph, Op, Value
-from passes.reader import trace
+from passes.reader import read_jaxpr, trace
 
 _MOVEMENT = frozenset(
     "bitcast_convert_type broadcast_in_dim concatenate convert_element_type copy copy_p dynamic_slice "
@@ -63,6 +63,9 @@ def op_cost(op: Op) -> Cost:
     if meaning is not None:
         avals = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in op.operands]
         return graph_cost(trace(lambda *args: meaning(*args, **op.params), *avals)[0])
+    called = compat.called_jaxpr(op)
+    if called is not None:
+        return graph_cost(read_jaxpr(called))
     inner = sum((graph_cost(region) for region in op.regions), Cost())
     return inner + Cost(_flops(op), _bytes(op))
 

@@ -15,16 +15,19 @@ from passes import compat
 from passes.graph import Graph, Op, Source, Value
 
 
-def trace(fn: Callable[..., Any], *args: Any) -> tuple[Graph, Any]:
+def trace(fn: Callable[..., Any], *args: Any, keep: frozenset[str] = frozenset()) -> tuple[Graph, Any]:
     """Traces `fn` on arrays or `ShapeDtypeStruct`s.
+
+    Args:
+      keep: Names of call primitives that stay operations instead of being inlined.
 
     Returns: The graph, whose inputs are the flattened leaves of `args`, and the pytree structure of the result.
     """
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
-    return read_jaxpr(closed), jax.tree.structure(shape)
+    return read_jaxpr(closed, keep=keep), jax.tree.structure(shape)
 
 
-def read_jaxpr(closed: Any, outer: Source = Source()) -> Graph:
+def read_jaxpr(closed: Any, outer: Source = Source(), keep: frozenset[str] = frozenset()) -> Graph:
     """Reads a closed jaxpr.
 
     Raises:
@@ -34,11 +37,13 @@ def read_jaxpr(closed: Any, outer: Source = Source()) -> Graph:
         raise NotImplementedError("hijax types cannot be compiled; lower the function to plain arrays first")
     jaxpr, consts = compat.open_jaxpr(closed)
     graph = Graph([Value(v.aval) for v in jaxpr.invars])
-    graph.outputs = _inline(graph, jaxpr, consts, graph.inputs, outer)
+    graph.outputs = _inline(graph, jaxpr, consts, graph.inputs, outer, keep)
     return graph
 
 
-def _inline(graph: Graph, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value], outer: Source) -> list[Value]:
+def _inline(
+    graph: Graph, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value], outer: Source, keep: frozenset[str]
+) -> list[Value]:
     env: dict[Any, Value] = dict(zip(jaxpr.invars, args, strict=True))
     for var, const in zip(jaxpr.constvars, consts, strict=True):
         env[var] = Value(var.aval, const=_concrete(const))
@@ -50,12 +55,12 @@ def _inline(graph: Graph, jaxpr: Any, consts: Sequence[Any], args: Sequence[Valu
         frames = tuple(compat.user_frames(eqn.source_info))
         source = Source(frames) if frames else outer
         operands = [read(atom) for atom in eqn.invars]
-        inner = compat.called_jaxpr(eqn)
+        inner = None if eqn.primitive.name in keep else compat.called_jaxpr(eqn)
         if inner is not None:
             body, body_consts = compat.open_jaxpr(inner)
-            results = _inline(graph, body, body_consts, operands, source)
+            results = _inline(graph, body, body_consts, operands, source, keep)
         else:
-            regions = tuple(read_jaxpr(body, source) for body in compat.region_jaxprs(eqn))
+            regions = tuple(read_jaxpr(body, source, keep) for body in compat.region_jaxprs(eqn))
             params = compat.region_params(eqn) if regions else eqn.params
             avals = [v.aval for v in eqn.outvars]
             op = Op(eqn.primitive, operands, params, avals, regions, source, eqn.effects)

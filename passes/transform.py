@@ -1,8 +1,9 @@
 """`passes.apply`: a pipeline as a transformation of functions, to be composed with `jit`, `grad` and `vmap`.
 
 The function is traced once for each abstract signature, its graph rewritten, and every call replays the graph through
-JAX; what JAX sees are ordinary operations on ordinary tracers. Custom derivative rules of called functions are inlined,
-so a gradient is that of the operations themselves; `jax.lax.stop_gradient` is an operation and holds.
+JAX; what JAX sees are ordinary operations on ordinary tracers. Functions with derivative rules of their own
+(`jax.custom_jvp`, `jax.custom_vjp`) stay whole, so that a gradient is what the user wrote; passes do not look into
+them.
 """
 
 from __future__ import annotations
@@ -53,21 +54,25 @@ def apply(
         if program is None:
             abstract_args, abstract_kwargs = jax.tree.unflatten(tree, avals)
             program = programs[key] = _rewrite(fn, manager, abstract_args, abstract_kwargs)
-        outputs = evaluate(program.graph, leaves)
-        return jax.tree.unflatten(program.out_tree, [jnp.asarray(x) for x in outputs])
+        outputs = zip(evaluate(program.graph, leaves), program.is_weak, strict=True)
+        return jax.tree.unflatten(
+            program.out_tree, [compat.with_weak_type(jnp.asarray(x), weak) for x, weak in outputs]
+        )
 
     return rewritten
 
 
 @dataclass(frozen=True)
 class _Program:
-    """A rewritten graph and the structure of its result."""
+    """A rewritten graph, the structure of its result, and which leaves of it are weakly typed."""
 
     graph: Graph
+    is_weak: tuple[bool, ...]
     out_tree: Any
 
 
 def _rewrite(fn: Callable[..., Any], manager: PassManager, args: Any, kwargs: Any) -> _Program:
-    graph, out_tree = trace(lambda args, kwargs: fn(*args, **kwargs), args, kwargs)
+    graph, out_tree = trace(lambda args, kwargs: fn(*args, **kwargs), args, kwargs, keep=compat.CUSTOM_DERIVATIVES)
+    is_weak = tuple(getattr(value.aval, "weak_type", False) for value in graph.outputs)
     manager.run(graph)
-    return _Program(graph, out_tree)
+    return _Program(graph, is_weak, out_tree)

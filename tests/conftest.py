@@ -12,8 +12,10 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+import tests.typechecker  # noqa: F401 - the hook below looks it up as an attribute of `tests`
+
 jax.config.update("jax_num_cpu_devices", 8)
-install_import_hook(["fastgpt_jax", "passes", "sharding"], "beartype.beartype")
+install_import_hook(["fastgpt_jax", "passes", "sharding"], "tests.typechecker.check")
 
 
 @pytest.fixture
