@@ -1,9 +1,10 @@
 """What all commands share: parsing, exit codes, and one line for a user's mistake.
 
 The convention of a tool, so that `python tools/x.py` and `fastgpt x` are the same:
-  * `fastgpt_jax/cli/x.py` defines its own `FLAGS = flags.FlagValues()`, a frozen dataclass `Options` with a field per
-    flag, `execute(options) -> int | None`, and `main(argv) -> int` whose body is
-    `return run("x", FLAGS, lambda values: execute(to_options(values, Options)), argv)`; `argv` holds no program name;
+  * `fastgpt_jax/cli/x.py` has `make_flags() -> flags.FlagValues`, which defines the tool's own flags anew, a frozen
+    dataclass `Options` with a field per flag, `execute(options) -> int | None`, and `main(argv) -> int` whose body is
+    `return run("x", make_flags(), lambda values: execute(to_options(values, Options)), argv)`; `argv` holds no program
+    name (a tool with a config file takes it in `make_flags(argv)`, for `DEFINE_config_file(..., sys_argv=["x", *argv])`);
   * `fastgpt_jax/cli/main.py` names it in its table;
   * `tools/x.py` is `sys.exit(main(sys.argv[1:]))`.
 What a tool makes goes to standard output, all else to standard error. Exit 0 is success, 2 a user's mistake (one
@@ -12,7 +13,6 @@ line), 130 an interrupt; a traceback means a mistake of ours.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 import sys
@@ -42,18 +42,17 @@ def run(
     """Parses `argv` and runs a tool; returns the exit code.
 
     Args:
-      flag_values: The tool's flags; parsed into a copy, so that a second run starts from the defaults.
+      flag_values: The tool's flags, not parsed yet.
       body: Does the work; None means success.
       positional: Flag that one argument without dashes stands for.
       description: Printed before the flags by `--help`.
     """
-    values = copy.deepcopy(flag_values)
     try:
         if any(word in ("--help", "-h", "-help") for word in argv):
-            print(_help(tool, values, positional, description))
+            print(_help(tool, flag_values, positional, description))
             return 0
-        _parse(tool, values, argv, positional)
-        return body(values) or 0
+        _parse(tool, flag_values, argv, positional)
+        return body(flag_values) or 0
     except flags.Error as error:
         return _fail(tool, f"{_one_line(error)} (see fastgpt {tool} --help)")
     except UserError as error:
