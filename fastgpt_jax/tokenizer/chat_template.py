@@ -79,8 +79,12 @@ def load_chat_template(folder: str | Path) -> str | None:
     Of several named templates, the one named `default` is taken.
     """
     path = Path(folder)
-    if (path / "chat_template.jinja").exists():
-        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+    source = path / "chat_template.jinja"
+    if source.exists():
+        try:
+            return source.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {source}: {error}") from error
     config = read_optional_json_object(path / "tokenizer_config.json")
     template = config.values.get("chat_template")
     if isinstance(template, list):
@@ -98,7 +102,7 @@ class _Refused(Exception):
 class _Generation(Extension):
     """`{% generation %}...{% endgeneration %}` marks the assistant's words for training; here it is its body."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

@@ -33,7 +33,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._add_bos = add_bos and bos_token_id is not None
+        self._prefix_ids = [bos_token_id] if add_bos and bos_token_id is not None else []
         self.bos_token_id = bos_token_id
         self.eos_token_ids = eos_token_ids
 
@@ -70,8 +70,8 @@ class Tokenizer:
             ids = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError) as error:
             raise UserError(f"a text to encode must be valid Unicode, got {ascii(text)[:80]}") from error
-        if add_special_tokens and self._add_bos and ids[:1] != [self.bos_token_id]:
-            return [self.bos_token_id, *ids]
+        if add_special_tokens and ids[: len(self._prefix_ids)] != self._prefix_ids:
+            return self._prefix_ids + ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:

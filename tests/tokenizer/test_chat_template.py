@@ -68,6 +68,9 @@ def test_jinja_file_comes_before_the_config(tmp_path):
     assert load_chat_template(tmp_path) == "c"
     (tmp_path / "chat_template.jinja").write_text("j")
     assert load_chat_template(tmp_path) == "j"
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="cannot read"):
+        load_chat_template(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": 3}))
     with pytest.raises(UserError, match="chat_template as text"):
