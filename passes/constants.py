@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from passes import compat
 from passes.graph import Value
 
 _LARGE_BYTES = 256
@@ -29,9 +28,10 @@ def splat(value: Value) -> Any | None:
     if value.op is not None and value.op.name == "broadcast_in_dim":
         value = value.op.operands[0]
     const = value.const
-    if not isinstance(const, np.ndarray) or const.size != 1:
+    if not isinstance(const, np.ndarray) or not const.size:
         return None
-    return const.reshape(())[()]
+    first = const.reshape(-1)[0]
+    return first if const.size == 1 or _all_are(const, first) else None
 
 
 def is_splat(value: Value, number: float) -> bool:
@@ -39,11 +39,13 @@ def is_splat(value: Value, number: float) -> bool:
     one = splat(value)
     if one is None:
         return False
-    return bool(one == number) and (number != 0 or not _is_inexact(value) or np.signbit(one) == np.signbit(number))
+    return bool(one == number and (number != 0 or np.signbit(float(one)) == np.signbit(number)))
 
 
-def _is_inexact(value: Value) -> bool:
-    return not compat.is_extended_dtype(value.dtype) and compat.is_inexact(value.dtype)
+def _all_are(const: np.ndarray, one: Any) -> bool:
+    """Whether all elements have the bits of `one`; the last is looked at first, which spares most arrays a walk."""
+    bits = one.tobytes()
+    return const.reshape(-1)[-1].tobytes() == bits and const.tobytes() == bits * const.size
 
 
 def content_key(const: Any) -> Hashable:

@@ -202,10 +202,6 @@ def _whole_slice(op: Op) -> Value | None:
     return op.operands[0] if op.operands[0].shape == op.result.shape else None
 
 
-def _concatenate(op: Op) -> Value | None:
-    return op.operands[0] if len(op.operands) == 1 else None
-
-
 def _same(op: Op, operand: Value, **params: object) -> Op:
     """`op` on another operand, with some parameters changed."""
     return Op(op.primitive, [operand], op.params | params, [op.result.aval], source=op.source)
@@ -246,7 +242,6 @@ RULES: Mapping[str, tuple[Rule, ...]] = MappingProxyType(
         "pad": (_pad,),
         "slice": (_whole_slice,),
         "dynamic_slice": (_whole_slice,),
-        "concatenate": (_concatenate,),
         "reduce_sum": (_reduce,),
         "reduce_max": (_reduce,),
         "reduce_min": (_reduce,),
