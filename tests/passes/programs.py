@@ -83,7 +83,7 @@ def remat(x):
 
 def nested(x):
     def step(carry, row):
-        body = lambda i, y: lax.cond(i < 1, lambda y: y + row, lambda y: y * 1.0, y)  # noqa: E731
+        body = lambda i, y: lax.cond(i < 1, lambda y: y + row, lambda y: y * 1.0, y)
         return lax.fori_loop(0, 2, body, carry), jax.jit(jnp.sin)(row)
 
     return lax.scan(step, x[0], x)

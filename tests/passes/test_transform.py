@@ -68,7 +68,7 @@ def test_each_signature_is_traced_once():
 
 
 def test_weak_types_of_results_stay():
-    fn = lambda x, y: (x * 1, y + 0, 2.0 * x)  # noqa: E731
+    fn = lambda x, y: (x * 1, y + 0, 2.0 * x)
     expected = jax.eval_shape(fn, 1.5, jnp.int32(2))
     actual = jax.eval_shape(passes.apply(fn, "simplify"), 1.5, jnp.int32(2))
     assert [(x.dtype, x.weak_type) for x in actual] == [(x.dtype, x.weak_type) for x in expected]
