@@ -4,7 +4,7 @@ The convention of a tool, so that `python tools/x.py` and `fastgpt x` are the sa
   * `fastgpt_jax/cli/x.py` has `make_flags() -> flags.FlagValues`, which defines the tool's own flags anew, a frozen
     dataclass `Options` with a field per flag, `execute(options) -> int | None`, and `main(argv) -> int` whose body is
     `return run("x", make_flags(), lambda values: execute(to_options(values, Options)), argv)`; `argv` holds no program
-    name (a tool with a config file takes it in `make_flags(argv)`, for `DEFINE_config_file(..., sys_argv=["x", *argv])`);
+    name (a tool with a config file takes it as `make_flags(argv)`, for `DEFINE_config_file(sys_argv=["x", *argv])`);
   * `fastgpt_jax/cli/main.py` names it in its table;
   * `tools/x.py` is `sys.exit(main(sys.argv[1:]))`.
 What a tool makes goes to standard output, all else to standard error. Exit 0 is success, 2 a user's mistake (one

@@ -40,6 +40,8 @@ def encode_prompt(prompt: Any, tokenizer: Any) -> tuple[str | None, list[int]]:
         prompt = prompt["prompt"]
     if not isinstance(prompt, str):
         return None, _to_ids(prompt)
+    if not prompt:
+        raise UserError("the prompt is empty; give some text, or the token ids to begin with")
     if tokenizer is None:
         raise UserError("the model has no tokenizer, so it takes token ids alone: give prompt_token_ids")
     encoded = tokenizer.encode(prompt)

@@ -227,7 +227,7 @@ def test_prompts_come_in_many_forms(prompt, expected):
     assert encode_prompt(prompt, CharTokenizer()) == expected
 
 
-@pytest.mark.parametrize("prompt", [5, {"text": "a"}, [1.5], [True], None])
+@pytest.mark.parametrize("prompt", [5, "", {"text": "a"}, [1.5], [True], None])
 def test_other_forms_of_prompt_are_refused(prompt):
     with pytest.raises(UserError):
         encode_prompt(prompt, CharTokenizer())

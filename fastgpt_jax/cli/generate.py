@@ -1,0 +1,200 @@
+"""`fastgpt generate`: continues prompts with a model folder or a function of your own.
+
+    fastgpt generate --model FOLDER --prompt "Once upon a time" --max_tokens 100 --temperature 0
+    fastgpt generate --model my_model.py:make_model --prompt_ids 1,2,3
+
+Text (token ids for models without a tokenizer) goes to standard output, one prompt after another; all else to standard
+error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from fastgpt_jax.cli.common import run, to_options
+from fastgpt_jax.cli.model_source import ModelSource, load_source
+from fastgpt_jax.compiler.compile import compile as compile_model
+from fastgpt_jax.compiler.config import CompileConfig
+from fastgpt_jax.engine.llm import LLM
+from fastgpt_jax.engine.outputs import CompletionOutput, RequestOutput
+from fastgpt_jax.engine.prompts import encode_prompt
+from fastgpt_jax.errors import UserError
+from fastgpt_jax.sampling.params import SamplingParams
+
+
+def make_flags() -> flags.FlagValues:
+    """Returns the tool's flags, not parsed."""
+    values = flags.FlagValues()
+    text, integer, number = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
+    text("model", None, "Model folder, or FILE.py:FUNCTION or MODULE:FUNCTION.", required=True, flag_values=values)
+    text("params", None, "safetensors file or Orbax folder for FUNCTION's parameters.", flag_values=values)
+    text("tokenizer", None, "Folder of a tokenizer.", flag_values=values)
+    text("dtype", "auto", "Of a model folder: auto, float32, bfloat16 or float16.", flag_values=values)
+    flags.DEFINE_multi_string("prompt", [], "Text to continue; may be repeated.", flag_values=values)
+    flags.DEFINE_multi_string("prompt_ids", [], "Token ids, as in 1,2,3; may be repeated.", flag_values=values)
+    text("prompts_file", None, "File with a prompt a line.", flag_values=values)
+    integer("max_tokens", 128, "Most tokens to generate for a prompt.", flag_values=values)
+    number("temperature", 1.0, "0 takes the most likely token.", flag_values=values)
+    number("top_p", 1.0, "Sample from the most likely tokens of this mass.", flag_values=values)
+    integer("top_k", 0, "Sample from this many most likely tokens; 0 is all.", flag_values=values)
+    number("min_p", 0.0, "Leave out tokens less likely than this times the most likely.", flag_values=values)
+    number("repetition_penalty", 1.0, "Divides the logits of tokens seen before.", flag_values=values)
+    integer("seed", 0, "Another seed, another text.", flag_values=values)
+    flags.DEFINE_multi_string("stop", [], "String that ends a text; may be repeated.", flag_values=values)
+    flags.DEFINE_bool("ignore_eos", False, "Continue past the end-of-sequence token.", flag_values=values)
+    integer("max_model_len", None, "Tokens of prompt and output together.", flag_values=values)
+    integer("max_num_seqs", None, "Prompts that run together.", flag_values=values)
+    flags.DEFINE_bool("stream", False, "Print text as it is made.", flag_values=values)
+    return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The flags, parsed."""
+
+    model: str
+    params: str | None
+    tokenizer: str | None
+    dtype: str
+    prompt: tuple[str, ...]
+    prompt_ids: tuple[str, ...]
+    prompts_file: str | None
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    stop: tuple[str, ...]
+    ignore_eos: bool
+    max_model_len: int | None
+    max_num_seqs: int | None
+    stream: bool
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the tool; returns the exit code."""
+    return run(
+        "generate",
+        make_flags(),
+        lambda values: execute(to_options(values, Options)),
+        argv,
+        description=(__doc__ or "").partition("\n\n")[0],
+    )
+
+
+def execute(options: Options) -> int:
+    """Generates; a prompt that cannot be served is a line on standard error, and the others are served all the same."""
+    params = _sampling_params(options)
+    given = _prompts(options)
+    source = load_source(options.model, options.params, options.tokenizer, options.dtype)
+    encoded = _encode(given, source)
+    started = time.monotonic()
+    llm = LLM(_compile(source, options, encoded))
+    print(f"compiled {options.model} in {time.monotonic() - started:.1f} s", file=sys.stderr)
+    servable, num_refused = _servable(llm, encoded, params)
+    if not servable:
+        return 2
+    started, num_tokens = time.monotonic(), 0
+    for output in _in_order(llm, servable, params, options.stream):
+        num_tokens += len(output.outputs[0].token_ids)
+    elapsed_s = time.monotonic() - started
+    print(f"{num_tokens} tokens in {elapsed_s:.2f} s, compilation of steps included", file=sys.stderr)
+    return 2 if num_refused else 0
+
+
+def _sampling_params(options: Options) -> SamplingParams:
+    names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "ignore_eos")
+    return SamplingParams(**{name: getattr(options, name) for name in names})
+
+
+def _prompts(options: Options) -> list[Any]:
+    """Returns all prompts that the flags give, as text or ids."""
+    prompts: list[Any] = [*options.prompt, *map(_parse_ids, options.prompt_ids)]
+    if options.prompts_file is not None:
+        try:
+            prompts += Path(options.prompts_file).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read --prompts_file {options.prompts_file}: {error}") from error
+    if not prompts:
+        raise UserError("there is no prompt; give --prompt TEXT, --prompt_ids 1,2,3 or --prompts_file FILE")
+    return prompts
+
+
+def _parse_ids(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",") if word.strip()]
+    except ValueError:
+        raise UserError(f"--prompt_ids must be whole numbers with commas, as in 1,2,3, got {text!r}") from None
+
+
+def _encode(prompts: Sequence[Any], source: ModelSource) -> list[dict[str, Any]]:
+    encoded = [encode_prompt(prompt, source.tokenizer) for prompt in prompts]
+    return [{"prompt": text, "prompt_token_ids": token_ids} for text, token_ids in encoded]
+
+
+def _compile(source: ModelSource, options: Options, prompts: Sequence[dict[str, Any]]) -> Any:
+    """Compiles for the context asked for, or for the longest prompt and its answer, as far as the model goes."""
+    needed = max(len(prompt["prompt_token_ids"]) for prompt in prompts) + options.max_tokens
+    limit = source.max_model_len
+    if limit is not None and (options.max_model_len or 0) > limit:
+        raise UserError(f"--max_model_len must be at most the model's own {limit}, got {options.max_model_len}")
+    max_model_len = options.max_model_len or (needed if limit is None else min(needed, limit))
+    max_num_seqs = options.max_num_seqs or min(len(prompts), 8)
+    if max_model_len < 1 or max_num_seqs < 1:
+        raise UserError("--max_model_len and --max_num_seqs must be at least 1")
+    config = CompileConfig(max_model_len=max_model_len, max_num_seqs=max_num_seqs)
+    if source.params is None:
+        return compile_model(source.model, config=config)
+    return compile_model(source.model, source.params, config=config, tokenizer=source.tokenizer)
+
+
+def _servable(llm: LLM, prompts: Sequence[dict[str, Any]], params: SamplingParams) -> tuple[list[dict[str, Any]], int]:
+    """Returns the prompts that can be served and the number of those that cannot, which are named."""
+    servable = []
+    for index, prompt in enumerate(prompts):
+        try:
+            llm.llm_engine.check_request(prompt, params)
+            servable.append(prompt)
+        except UserError as error:
+            where = f"prompt {index + 1}: " if len(prompts) > 1 else ""
+            print(f"fastgpt generate: {where}{error}", file=sys.stderr)
+    return servable, len(prompts) - len(servable)
+
+
+def _in_order(
+    llm: LLM, prompts: Sequence[dict[str, Any]], params: SamplingParams, is_streaming: bool
+) -> Iterator[RequestOutput]:
+    """Prints every prompt's continuation in the order of the prompts; yields it when it is printed whole.
+
+    While the first is printed as it grows, the others run with it and wait for their turn.
+    """
+    newest: dict[int, RequestOutput] = {}
+    current, num_shown = 0, 0
+    for index, output in llm.stream(prompts, params):
+        newest[index] = output
+        while current in newest:
+            text = _text(llm, newest[current].outputs[0])
+            if is_streaming or newest[current].finished:
+                print(text[num_shown:], end="", flush=True)
+                num_shown = len(text)
+            if not newest[current].finished:
+                break
+            print(flush=True)
+            yield newest[current]
+            current, num_shown = current + 1, 0
+
+
+def _text(llm: LLM, completion: CompletionOutput) -> str:
+    """Returns what is printed of a continuation: its text, or its ids where there is no tokenizer."""
+    if llm.get_tokenizer() is None:
+        return ",".join(map(str, completion.token_ids))
+    return completion.text
