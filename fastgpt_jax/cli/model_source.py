@@ -56,7 +56,12 @@ def load_source(
 
 
 def trace_source(model: str) -> ModelSource:
-    """Like `load_source` for a function of the user's, with shapes in place of its parameters: no weight is made."""
+    """Like `load_source` for a function of the user's, with shapes in place of its parameters: no weight is made.
+
+    Arrays that the function closes over (a table of rotations made in `make_model`) are tracers too, and have no
+    values once this returns: where tracing the function then fails with `jax.errors.UnexpectedTracerError`,
+    `load_source` is what remains.
+    """
     made: list[ModelSource] = []
     make_model = find_make_model(model)
 

@@ -35,6 +35,11 @@ class LLMEngine:
         seed: Decides the draws of requests that bring no seed, by their order of arrival.
         max_num_batched_tokens: Tokens, padding included, of a prefill step that holds several requests.
         """
+        if not compiled.prefill_buckets or compiled.prefill_buckets[-1] < compiled.min_first_chunk:
+            raise RuntimeError(
+                f"no prefill bucket of {compiled.prefill_buckets} holds the first {compiled.min_first_chunk} tokens "
+                "that the model needs at once"
+            )
         self.compiled = compiled
         self._seed = seed
         self._num_added = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from fastgpt_jax.engine.args import EngineArgs, make_engine_args
 from fastgpt_jax.engine.engine import LLMEngine
 from fastgpt_jax.engine.llm import LLM
+from fastgpt_jax.engine.loading import resolve_model
 from fastgpt_jax.engine.prompts import encode_prompt
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.generation import GenerationDefaults
@@ -207,6 +209,22 @@ def test_an_engine_argument_is_obeyed_or_refused(options, message):
         LLM(FakeCompiled(), **options)
 
 
+class WithArrays(FakeCompiled):
+    def init_state(self):
+        return jnp.zeros((1024, 1024), jnp.float32)
+
+
+def test_memory_beyond_the_share_allowed_is_refused():
+    assert resolve_model(EngineArgs(WithArrays(), gpu_memory_utilization=1.0)).max_num_seqs == 4
+    with pytest.raises(UserError, match="lower max_num_seqs or max_model_len"):
+        resolve_model(EngineArgs(WithArrays(), gpu_memory_utilization=1e-9))
+
+
+def test_a_first_chunk_that_no_bucket_holds_is_a_broken_promise():
+    with pytest.raises(RuntimeError, match="the first 9 tokens"):
+        LLMEngine(FakeCompiled(min_first_chunk=9))
+
+
 def test_a_model_that_is_none_is_refused():
     with pytest.raises(UserError, match="must be a folder, a loaded model or a compiled one, got tuple"):
         LLM((lambda params, tokens: tokens, {}))
@@ -243,7 +261,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(OPERATIONS, st.integers(1, 5), st.sampled_from([1, 3]))
 def test_random_adds_aborts_and_steps_keep_the_engine_whole(operations, max_num_seqs, min_first_chunk):
     compiled = FakeCompiled(max_num_seqs=max_num_seqs, min_first_chunk=min_first_chunk, is_fast=True)
