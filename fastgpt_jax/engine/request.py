@@ -66,6 +66,13 @@ class Request:
         return [*self.prompt_token_ids[start:stop], *from_output]
 
     @property
+    def page(self) -> int:
+        """The page that its slot is; RuntimeError where it holds none."""
+        if self.slot is None:
+            raise RuntimeError("a request without a slot was scheduled")
+        return self.slot
+
+    @property
     def is_prefilling(self) -> bool:
         """Whether prompt tokens are still to be computed."""
         return self.num_cached < len(self.prompt_token_ids)

@@ -31,16 +31,16 @@ class Runner:
 
     def admit(self, request: Request) -> None:
         """Prepares the sampler for a request that got its slot."""
-        slot = _slot(request)
+        slot = request.page
         prompt = request.prompt_token_ids
         self._table.write(slot, request.params, prompt, num_prompt=len(prompt), seed=request.seed)
         self._table.ban(slot, request.banned_ids)
 
     def append(self, request: Request, token_id: int) -> None:
         """Tells the sampler of a generated token that another one will follow."""
-        self._table.append(_slot(request), token_id)
+        self._table.append(request.page, token_id)
         if len(request.output_token_ids) == request.params.min_tokens:
-            self._table.allow_all(_slot(request))
+            self._table.allow_all(request.page)
 
     def run(self, batch: Batch) -> StepOutputs:
         """Runs one step and waits for it, so that the arrays handed over may be changed afterwards."""
@@ -85,9 +85,3 @@ def make_step_inputs(batch: Batch) -> StepInputs:
         cache_len=cache_len,
         targets=targets.reshape(-1),
     )
-
-
-def _slot(request: Request) -> int:
-    if request.slot is None:
-        raise RuntimeError("a request without a slot reached the runner")
-    return request.slot

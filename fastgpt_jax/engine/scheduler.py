@@ -120,7 +120,7 @@ class Scheduler:
         return Batch(
             rows=rows,
             num_new=tuple(0 if request is None else max(1, min(_num_left(request), chunk_len)) for request in rows),
-            pages=tuple(next(spare) if request is None else _slot(request) for request in rows),
+            pages=tuple(next(spare) if request is None else request.page for request in rows),
             chunk_len=chunk_len,
         )
 
@@ -142,9 +142,3 @@ class Scheduler:
 def _num_left(request: Request) -> int:
     """Returns the prompt tokens still to be computed, none or fewer while decoding."""
     return len(request.prompt_token_ids) - request.num_cached
-
-
-def _slot(request: Request) -> int:
-    if request.slot is None:
-        raise RuntimeError("a request without a slot was scheduled")
-    return request.slot
