@@ -24,6 +24,7 @@ from .model import (
     token_arguments,
     tokens_of,
 )
+from .quick import quick_jit
 
 _CAUSAL: tuple[ZooModel, ...] = (
     *attention.MODELS,
@@ -52,6 +53,7 @@ __all__ = [
     "jax_defaults",
     "logits_of",
     "perturbation",
+    "quick_jit",
     "token_arguments",
     "tokens_of",
 ]

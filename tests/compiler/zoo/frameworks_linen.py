@@ -9,6 +9,7 @@ from jax import Array
 
 from .blocks import HEADS, LAYERS, MAX, VOCAB, WIDTH
 from .model import Forward, ZooModel
+from .quick import quick_jit
 
 
 class LinenBlock(nn.Module):
@@ -54,9 +55,7 @@ class LinenDecoder(nn.Module):
         if self.layers.startswith("scan"):
             block = nn.remat(LinenScannedBlock, prevent_cse=False) if "remat" in self.layers else LinenScannedBlock
             axes = {"params": 0}
-            stack = nn.scan(
-                block, variable_axes=axes, split_rngs={"params": True}, in_axes=nn.broadcast, length=LAYERS
-            )
+            stack = nn.scan(block, variable_axes=axes, split_rngs={"params": True}, in_axes=nn.broadcast, length=LAYERS)
             x, _ = stack()(x, mask)
         else:
             block = {"loop": LinenBlock, "remat": nn.remat(LinenBlock), "conv": LinenConvBlock}[self.layers]
@@ -68,7 +67,7 @@ class LinenDecoder(nn.Module):
 def linen_decoder(**options) -> tuple[Forward, dict]:
     """The model as `module.apply` and its variables."""
     module = LinenDecoder(**options)
-    return module.apply, jax.jit(module.init)(jax.random.key(0), jnp.ones((1, 8), jnp.int32))
+    return module.apply, quick_jit(module.init)(jax.random.key(0), jnp.ones((1, 8), jnp.int32))
 
 
 MODELS = (

@@ -9,6 +9,7 @@ from jax import Array
 
 from .blocks import HEADS, LAYERS, MAX, VOCAB, WIDTH
 from .model import Forward, ZooModel
+from .quick import quick_jit
 
 
 class NnxBlock(nnx.Module):
@@ -50,7 +51,7 @@ class NnxScannedDecoder(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs):
         self.tokens = nnx.Embed(VOCAB, WIDTH, rngs=rngs)
-        self.blocks = nnx.vmap(NnxBlock, in_axes=0, out_axes=0)(rngs.fork(split=LAYERS))
+        self.blocks = nnx.vmap(NnxBlock, in_axes=0, out_axes=0)(rngs.split(LAYERS))
         self.norm = nnx.RMSNorm(WIDTH, rngs=rngs)
 
     def __call__(self, tokens: Array) -> Array:
@@ -66,7 +67,8 @@ class NnxScannedDecoder(nnx.Module):
 
 def nnx_decoder(module_class: type[nnx.Module]) -> tuple[Forward, nnx.State]:
     """The module as a function of its state."""
-    graphdef, state = nnx.split(module_class(nnx.Rngs(0)))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: module_class(nnx.Rngs(0))))
+    state = quick_jit(lambda: nnx.state(module_class(nnx.Rngs(0))))()
     return lambda state, tokens: nnx.merge(graphdef, state)(tokens), state
 
 

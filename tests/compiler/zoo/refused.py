@@ -68,6 +68,16 @@ def mask_in_blocks(p: Params, x: Array, tokens: Array) -> Array:
     return combine(p, probs, v)
 
 
+def mask_in_whole_blocks(p: Params, x: Array, tokens: Array) -> Array:
+    """The same in a model that takes whole blocks only, so that no prefix it accepts shows the leak."""
+    if tokens.shape[1] % 4:
+        raise ValueError(f"sequence length must be a multiple of 4, got {tokens.shape[1]}")
+    q, k, v = heads(p, x)
+    block = jnp.arange(tokens.shape[1]) // 4
+    probs = jax.nn.softmax(jnp.where(block[:, None] >= block, scores(q, k), MASKED), axis=-1)  # refused here
+    return combine(p, probs, v)
+
+
 def mask_multiplied(p: Params, x: Array, tokens: Array) -> Array:
     """Hidden scores become zero, not minus infinity: every later key still takes its share."""
     q, k, v = heads(p, x)
@@ -319,6 +329,7 @@ def above_median(p: Params, x: Array, tokens: Array) -> Array:
 
 
 def averaged_by_block(p: Params, x: Array, tokens: Array) -> Array:
+    """Blocks of four share the mean of their tokens. Whole blocks are consistent over lengths, and still look ahead."""
     blocks = x.reshape(x.shape[0], -1, 4, WIDTH)  # refused here
     return causal_attention(p, x + jnp.repeat(blocks.mean(axis=2), 4, axis=1), tokens)
 
@@ -404,6 +415,7 @@ MODELS = (
     _refused(mask_off_by_one, "not causal"),
     _refused(mask_upside_down, "not causal"),
     _refused(mask_in_blocks, "not causal"),
+    _refused(mask_in_whole_blocks, "not causal", length_multiple=4),
     _refused(mask_multiplied, "not causal"),
     _refused(mask_leaves_first_row_empty, "not causal"),
     _refused(softmax_over_queries, ""),
