@@ -53,7 +53,8 @@ def _compile(args: EngineArgs) -> CompiledModel:
         raise UserError(f"max_model_len must be at most the model's own {longest}, got {args.max_model_len}")
     chosen = {"max_num_seqs": args.max_num_seqs, "max_logprobs": args.max_logprobs}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    return compile_model(loaded, config=CompileConfig(max_model_len=args.max_model_len or longest, **chosen))
+    config = dataclasses.replace(CompileConfig(max_model_len=args.max_model_len or longest), **chosen)
+    return compile_model(loaded, config=config)
 
 
 def _load(args: EngineArgs) -> Any:
