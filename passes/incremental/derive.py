@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from passes import replay
+from passes.cost import op_cost
 from passes.graph import Graph, Op, Value
 from passes.incremental.cut import CutProblem, minimum_cut
 from passes.incremental.errors import NotServable
@@ -27,7 +28,7 @@ from passes.incremental.rules import DELAY_PASSES, POINTWISE, RULES
 from passes.incremental.rules.movement import take_rows
 from passes.incremental.site import Site, restricted_shape
 from passes.incremental.state import State
-from passes.incremental.time import PLAIN, Times
+from passes.incremental.time import Times
 
 
 @dataclass(eq=False)
@@ -38,6 +39,9 @@ class Plan:
       output: The demand for the logits, in the rows of the new tokens.
       states: What is kept, in a fixed order.
       order: For each frame its demands in an order in which they can be made.
+      hidden: The operand of the last product over the model's width, from which the logits of a row follow alone; the
+        output itself where there is none.
+      head: What leads from `hidden` to the logits.
     """
 
     frame: Frame
@@ -46,11 +50,30 @@ class Plan:
     output: Demand
     states: list[State] = field(default_factory=list)
     order: dict[Frame, list[Demand]] = field(default_factory=dict)
+    hidden: Demand | None = None
+    head: list[Demand] = field(default_factory=list)
 
     @property
     def capacity(self) -> int:
         """The largest number of tokens of a request."""
         return self.times.long
+
+    def expansion_flops(self) -> int:
+        """FLOPs that each step spends on products of all cached rows, as MLA's latents are expanded."""
+        total = 0
+        for frame in self.frame.frames():
+            if frame.over_time:
+                continue
+            for demand, node in frame.nodes.items():
+                op = demand.value.op
+                whole = demand.roles and not demand.wants_rows and self.times.is_dependent(demand.value)
+                if whole and op is not None and op.name == "dot_general" and len(node.operands) == len(op.operands):
+                    total += op_cost(op).flops * _trips(frame)
+        return total
+
+
+def _trips(frame: Frame) -> int:
+    return 1 if frame.loop is None else frame.loop.op.params["length"]
 
 
 def derive(graph: Graph, times: Times, token_input: Value) -> Plan:
@@ -78,12 +101,28 @@ def derive(graph: Graph, times: Times, token_input: Value) -> Plan:
     for frame in walk.top.frames():
         outputs = [wanted] if frame.loop is None else [Demand(frame.graph.outputs[j], r) for j, r in frame.loop.wanted]
         plan.order[frame] = frame.order(outputs)
+    plan.hidden = _find_hidden(plan)
+    plan.head = walk.top.order([wanted], given=[plan.hidden])
     for loop in _loops(walk.top):
         lead = loop.op.params["length"]
         if loop.lead is None:
             for state in loop.frame.all_states():
                 state.lead = (lead, *state.lead)
     return plan
+
+
+def _find_hidden(plan: Plan) -> Demand:
+    """Walks back from the logits through operations on single rows, up to the vocabulary projection's operand."""
+    demand = plan.output
+    while True:
+        node, op = plan.frame.nodes[demand], demand.value.op
+        dependent = [d for d in node.operands if plan.times.is_dependent(d.value)]
+        rowwise = op is not None and (op.name in POINTWISE or op.name in DELAY_PASSES or op.name == "dot_general")
+        if not rowwise or len(dependent) != 1 or dependent[0].roles != (ROWS,):
+            return plan.output
+        if op.name == "dot_general":
+            return dependent[0]
+        demand = dependent[0]
 
 
 def _loops(frame: Frame) -> list[Loop]:
@@ -189,8 +228,6 @@ class _Walk:
                 return self._resolve_input(frame, demand)
             return Node([], _take(lambda ctx, xs: ctx.input(value), self._by_dim(demand), value))
         if demand == whole:
-            if op.name == "scan" and self._is_lead_time(op) and frame.loop is None:
-                pass  # replayed whole, like any other operation
             operands = [Demand(u, (KEYS,) * len(self.times.dims(u))) for u in op.operands]
             return Node(operands, _replay(op, value.index))
         if op.name in RULES:
@@ -260,7 +297,11 @@ class _Walk:
             return False
         if len(demand.roles) > 1 or op.name in DELAY_PASSES:
             return True
-        return op.name in POINTWISE and sum(map(self.times.is_dependent, op.operands)) == 1
+        if op.name not in POINTWISE:
+            return False
+        (dim,) = self.times.dims(demand.value)
+        belongs_later = self.times.extent(demand.value, dim).offset < 0  # as row i of x[1:] belongs to token i + 1
+        return belongs_later or sum(map(self.times.is_dependent, op.operands)) == 1
 
     def _window(self, frame: Frame, demand: Demand) -> Node:
         value = demand.value
@@ -433,17 +474,9 @@ def _table(value: Value, roles: dict[int, Role]) -> Callable[..., Any]:
         k = ctx.indices(k_role, size)[None] if isinstance(k_role, Rows) else jnp.arange(size)[None]
         table = ctx.widening.array(jnp.asarray(diagonals))
         out = table[jnp.clip(q - k + size - 1, 0, len(diagonals) - 1)]
-        return out.reshape(_shape(value, roles, ctx))
+        return out.reshape(restricted_shape(value, roles, ctx.num_rows))
 
     return emit
-
-
-def _shape(value: Value, roles: dict[int, Role], ctx: Any) -> tuple[int, ...]:
-    out = list(value.shape)
-    for dim, role in roles.items():
-        if isinstance(role, Rows):
-            out[dim] = role.copies * ctx.num_rows
-    return tuple(out)
 
 
 def _toeplitz(constant: Any, roles: dict[int, Role]) -> Any | None:
@@ -460,4 +493,3 @@ def _toeplitz(constant: Any, roles: dict[int, Role]) -> Any | None:
     return np.concatenate([m[0, ::-1], m[1:, 0]])
 
 
-__all__ = ["PLAIN", "Plan", "derive", "restricted_shape"]

@@ -147,6 +147,8 @@ def run(
     request: Request,
     pools: dict[State, Any],
     own: dict[State, Any],
+    *,
+    last_row: bool = False,
     widening: Widening = SAME,
     unroll: bool = False,
 ) -> tuple[Any, dict[State, Any], dict[State, Any]]:
@@ -156,22 +158,48 @@ def run(
       inputs: Arrays for the graph inputs other than the tokens.
       pools: For each kv state `[*lead, P, Z, *row]`.
       own: For each window and carry its array `[*lead, *shape]`.
+      last_row: Make the logits of the last valid row only; what comes before the vocabulary projection is made for all.
       unroll: Write layer loops out instead of scanning (faster on CPU).
 
-    Returns: The first output in the rows of the new tokens, the pools, and the request's own state.
+    Returns: The first output in the rows of the new tokens (or the last), the pools, and the request's own state.
     """
     memory = Memory(dict(pools), dict(own), dict(own))
     wide = {v: widening.array(x) for v, x in inputs.items()}
     context = Context(plan, wide, request, memory, widening, unroll)
-    (out,) = run_frame(context, plan.frame, [plan.output])
+    if last_row:
+        out = _last_row(context)
+    else:
+        (out,) = run_frame(context, plan.frame, plan.order[plan.frame], [plan.output])
     return out, memory.pools, {s: memory.after[s] for s in own}
 
 
-def run_frame(ctx: Context, frame: Frame, outputs: Sequence[Demand]) -> list[Any]:
+def _last_row(ctx: Context) -> Any:
+    """The logits of the last valid row, made from that row of the hidden values alone."""
+    plan = ctx.plan
+    order = plan.frame.order([plan.hidden])
+    (hidden,) = run_frame(ctx, plan.frame, order, [plan.hidden])
+    (dim,) = plan.times.dims(plan.hidden.value)
+    last = jnp.maximum(ctx.count - 1, 0)
+    row = lax.dynamic_slice_in_dim(hidden, last, 1, axis=dim)
+    if not plan.head:
+        return row
+    token = lax.dynamic_slice_in_dim(ctx.request.tokens, last, 1)
+    request = Request(token, ctx.start + last, jnp.ones_like(ctx.count), ctx.request.pages)
+    (logits,) = run_frame(replace(ctx, request=request), plan.frame, plan.head, [plan.output], {plan.hidden: row})
+    return logits
+
+
+def run_frame(
+    ctx: Context,
+    frame: Frame,
+    order: Sequence[Demand],
+    outputs: Sequence[Demand],
+    given: dict[Demand, Any] | None = None,
+) -> list[Any]:
     """Makes the demands of a frame in order; returns those asked for."""
-    made: dict[Demand, Any] = {}
+    made: dict[Demand, Any] = dict(given or {})
     loops: dict[Loop, dict[Any, Any]] = {}
-    for demand in ctx.plan.order[frame]:
+    for demand in order:
         node = frame.nodes[demand]
         if node.loop is not None:
             if node.loop not in loops:
@@ -185,7 +213,7 @@ def run_frame(ctx: Context, frame: Frame, outputs: Sequence[Demand]) -> list[Any
 
 def _check_shape(ctx: Context, demand: Demand, x: Any) -> None:
     roles = dict(zip(ctx.plan.times.dims(demand.value), demand.roles, strict=True))
-    want = restricted_shape(ctx.plan.times, demand.value, roles, ctx.num_rows)
+    want = restricted_shape(demand.value, roles, ctx.num_rows)
     if tuple(x.shape) != want:
         raise RuntimeError(f"{demand.value.op} in roles {demand.roles} gave {tuple(x.shape)}, not {want}")
 
@@ -211,7 +239,7 @@ def run_loop(ctx: Context, loop: Loop, made: dict[Demand, Any]) -> dict[tuple[in
 
     def body(inner: Context, carry: Sequence[Any], xs: dict[Demand, Any]) -> dict[Any, Any]:
         inner.loop_inputs = {**consts, **dict(zip(carry_inputs, carry, strict=True)), **xs}
-        return dict(zip(loop.wanted, run_frame(inner, loop.frame, outputs), strict=True))
+        return dict(zip(loop.wanted, run_frame(inner, loop.frame, ctx.plan.order[loop.frame], outputs), strict=True))
 
     if loop.lead is None:
         final, ys = _over_layers(ctx, loop, body, carried, stacked, initial, scanned)

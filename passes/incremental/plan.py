@@ -88,9 +88,9 @@ class Frame:
         for loop in self.loops.values():
             yield from loop.frame.frames()
 
-    def order(self, outputs: Sequence[Demand]) -> list[Demand]:
-        """The demands needed for `outputs`, each after what it is made from."""
-        done: dict[Demand, None] = {}
+    def order(self, outputs: Sequence[Demand], given: Sequence[Demand] = ()) -> list[Demand]:
+        """The demands needed for `outputs`, each after what it is made from; those `given` are there already."""
+        done: dict[Demand, None] = dict.fromkeys(given)
         stack: list[tuple[Demand, bool]] = [(d, False) for d in reversed(outputs)]
         while stack:
             demand, ready = stack.pop()
@@ -103,7 +103,7 @@ class Frame:
             node = self.nodes[demand]
             operands = node.loop.operands if node.loop is not None else node.operands
             stack.extend((d, False) for d in operands if d not in done)
-        return list(done)
+        return [d for d in done if d not in given]
 
     def all_states(self) -> list[State]:
         """States of this frame and its loops, in a fixed order; `lead` tells the loops they are stacked over."""

@@ -84,7 +84,7 @@ class Site:
             raise self.refuse("combines all tokens and keeps no query axis, so early tokens would see later ones")
 
 
-def restricted_shape(times: Times, value: Value, roles: Mapping[int, Any], num_rows: int) -> tuple[int, ...]:
+def restricted_shape(value: Value, roles: Mapping[int, Any], num_rows: int) -> tuple[int, ...]:
     """The shape of a value in the rows wanted of it, for `num_rows` new tokens."""
     out = list(value.shape)
     for dim, role in roles.items():

@@ -50,7 +50,7 @@ def _cumulative(site: Site) -> Recipe:
     if not site.is_rows(axis):
         return Recipe([site.same(u)], lambda ctx, xs: ctx.bind(site, xs))
     _check(site, axis)
-    shape = list(restricted_shape(site.times, site.value, site.roles, 1))
+    shape = list(restricted_shape(site.value, site.roles, 1))
     state = site.keep("carry", site.value, tuple(shape), axis)
 
     def emit(ctx, xs):

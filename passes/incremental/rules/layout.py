@@ -23,7 +23,7 @@ def _broadcast(site: Site) -> Recipe:
     roles = {i: site.roles.get(d) for i, d in enumerate(dims)}
 
     def emit(ctx, xs):
-        return lax.broadcast_in_dim(xs[0], restricted_shape(site.times, site.value, site.roles, ctx.num_rows), dims)
+        return lax.broadcast_in_dim(xs[0], restricted_shape(site.value, site.roles, ctx.num_rows), dims)
 
     return Recipe([site.demand(u, roles)], emit)
 
@@ -38,7 +38,7 @@ def _iota(site: Site) -> Recipe:
     dim = site.op.params["dimension"]
 
     def emit(ctx, xs):
-        shape = restricted_shape(site.times, site.value, site.roles, ctx.num_rows)
+        shape = restricted_shape(site.value, site.roles, ctx.num_rows)
         role = site.roles.get(dim)
         index = ctx.indices(role, site.value.shape[dim]) if isinstance(role, Rows) else jnp.arange(shape[dim])
         return lax.broadcast_in_dim(index.astype(ctx.dtype(site.value.dtype)), shape, (dim,))
@@ -55,7 +55,7 @@ def _reshape(site: Site) -> Recipe:
         roles.update(_group_roles(site, u, u_dims, v_dims))
 
     def emit(ctx, xs):
-        return jnp.reshape(xs[0], restricted_shape(site.times, site.value, site.roles, ctx.num_rows))
+        return jnp.reshape(xs[0], restricted_shape(site.value, site.roles, ctx.num_rows))
 
     return Recipe([site.demand(u, roles)], emit)
 

@@ -16,7 +16,7 @@ from jax import lax
 
 from passes.incremental.plan import Recipe
 from passes.incremental.roles import KEYS, Role
-from passes.incremental.site import Site, is_keys, restricted_shape
+from passes.incremental.site import Site, restricted_shape
 
 
 def along(dim: int, rank: int, x: Any) -> Any:
@@ -51,7 +51,7 @@ def _cut(
 ) -> Recipe:
     u, v, times = site.op.operands[0], site.value, site.times
     u_time, v_time = times.dims(u), times.dims(v)
-    if site.is_dependent and any(
+    if site.is_dependent and not any(map(site.is_rows, site.roles)) and any(
         d in u_time and d not in v_time and starts[d] != short_starts[d] for d in range(len(v.shape))
     ):
         return _last_row(site)
@@ -87,7 +87,7 @@ def _last_row(site: Site) -> Recipe:
     """A row counted from the end, such as `roll` brings to the front: zeros; the certificate shows whether it is used."""
 
     def emit(ctx, xs):
-        return jnp.zeros(restricted_shape(site.times, site.value, site.roles, ctx.num_rows), ctx.dtype(site.value.dtype))
+        return jnp.zeros(restricted_shape(site.value, site.roles, ctx.num_rows), ctx.dtype(site.value.dtype))
 
     return Recipe([], emit)
 
@@ -134,7 +134,7 @@ def _concatenate(site: Site) -> Recipe:
 
     def emit(ctx, xs):
         index, out = ctx.indices(role, site.value.shape[dim]), None
-        shape = restricted_shape(site.times, site.value, site.roles, ctx.num_rows)
+        shape = restricted_shape(site.value, site.roles, ctx.num_rows)
         for u, offset, x in zip(parts, offsets, xs, strict=False):
             if dim not in site.times.dims(u):
                 x = take_rows(ctx, x, dim, index - offset)
@@ -170,11 +170,6 @@ def _rev(site: Site) -> Recipe:
     if any(site.is_rows(d) for d in site.op.params["dimensions"]):
         raise site.refuse("reverses time: early tokens would see later ones")
     return Recipe([site.same(site.op.operands[0])], lambda ctx, xs: ctx.bind(site, xs))
-
-
-def all_keys(site: Site) -> bool:
-    """Whether every time dimension of the result is wanted whole."""
-    return all(is_keys(r) for r in site.roles.values())
 
 
 RULES = MappingProxyType(

@@ -1,0 +1,53 @@
+"""What a served program keeps between steps, as plain data: the compiler writes it, the engine reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One cached value.
+
+    Attributes:
+      name: `kind` and a number, unique in the layout.
+      kind: 'kv' keeps a row a token in pages; 'window' the last rows of a request; 'carry' one value of a request.
+      shape: For 'kv' the shape of a row; else the whole shape.
+      dtype: As JAX spells it.
+      layers: How many layers it is stacked over; each has a part of its own.
+      nbytes: Bytes a token over all layers for 'kv', else bytes a request.
+      source: The user's source line of the value, file name and line.
+    """
+
+    name: str
+    kind: Literal["kv", "window", "carry"]
+    shape: tuple[int, ...]
+    dtype: str
+    layers: int
+    nbytes: int
+    source: str
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """All cached values of a program.
+
+    Attributes:
+      page_size: Tokens a page holds.
+      form: 'rectangular' programs take requests of one chunk length in a step, and run prefill and decode apart.
+    """
+
+    entries: tuple[CacheEntry, ...]
+    page_size: int
+    form: Literal["rectangular"] = "rectangular"
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Cache bytes that one more token takes, all layers together."""
+        return sum(e.nbytes for e in self.entries if e.kind == "kv")
+
+    @property
+    def bytes_per_request(self) -> int:
+        """Bytes of windows and carried values that a request takes whatever its length."""
+        return sum(e.nbytes for e in self.entries if e.kind != "kv")

@@ -1,0 +1,156 @@
+"""From a training forward to a served model: capture, derive, certify, and entry points on first use."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from fastgpt_jax.artifact.cache_layout import CacheLayout
+from fastgpt_jax.checkpoint import LoadedModel
+from fastgpt_jax.compiler.capture import Captured, as_forward, capture
+from fastgpt_jax.compiler.certify import Certificate, certify
+from fastgpt_jax.compiler.config import CompileConfig, choose_prefill_buckets
+from fastgpt_jax.compiler.entry_point import EntryPoint, EntryPointKey, build_entry_point
+from fastgpt_jax.compiler.packing import PackedStore
+from fastgpt_jax.compiler.program import CacheState, Program
+from fastgpt_jax.errors import UserError
+from fastgpt_jax.generation import GenerationDefaults
+from fastgpt_jax.sampling.inputs import SamplerInputs
+from fastgpt_jax.sampling.step_io import StepInputs, StepOutputs
+from passes.incremental.derive import derive
+from passes.manager import PassManager
+from passes.registry import parse_pipeline
+
+
+@dataclass(eq=False)
+class Compiled:
+    """A served model: its state and steps, for an engine.
+
+    Invariants: the state given to `step` is donated and must not be used again; entry points are made once each.
+
+    Attributes:
+      max_model_len: Tokens a request may reach; the cache holds at least as many.
+      certificate: What was checked, and how well it agreed.
+      prefill_buckets: Chunk lengths of prefill, ascending.
+      seconds: Time that tracing, deriving and certifying took.
+    """
+
+    config: CompileConfig
+    captured: Captured
+    program: Program
+    certificate: Certificate
+    leaves: list[Any]
+    max_model_len: int
+    tokenizer: Any
+    generation: GenerationDefaults
+    prefill_buckets: tuple[int, ...]
+    seconds: dict[str, float]
+    entry_points: dict[EntryPointKey, EntryPoint] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._manager = PassManager(parse_pipeline(self.config.pipeline), self.config.pass_options)
+        self._store = PackedStore(self.leaves)
+
+    @property
+    def max_num_seqs(self) -> int:
+        return self.config.max_num_seqs
+
+    @property
+    def max_logprobs(self) -> int:
+        return min(self.config.max_logprobs, self.vocab_size)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.captured.vocab_size
+
+    @property
+    def min_first_chunk(self) -> int:
+        """Prompt tokens that the first chunk of a request must hold; above 1 for a prefix-LM."""
+        return self.certificate.min_first_chunk
+
+    @property
+    def layout(self) -> CacheLayout:
+        return self.program.layout()
+
+    def init_state(self) -> CacheState:
+        """Empty caches for `max_num_seqs` requests."""
+        return self.program.init_state()
+
+    def step(
+        self, state: CacheState, inputs: StepInputs, sampler: SamplerInputs, *, variant: str, score: bool = False
+    ) -> tuple[StepOutputs, CacheState]:
+        """Runs one step, compiling its entry point on first use.
+
+        Args:
+          variant: 'greedy' takes the most likely token and reads nothing of `sampler`; 'full' samples.
+          score: Also give log-probabilities of `inputs.targets`.
+        """
+        key = EntryPointKey(len(inputs.tokens), len(inputs.num_new), variant, score)
+        if key not in self.entry_points:
+            example = (state, inputs, sampler)
+            self.entry_points[key] = build_entry_point(
+                key, self.program, self._store, self.leaves, self._manager, example, self.max_logprobs
+            )
+        return self.entry_points[key].run(state, inputs, sampler)
+
+
+def compile(
+    model: Any,
+    params: Any = None,
+    config: CompileConfig = CompileConfig(),
+    *,
+    tokenizer: Any = None,
+    generation: GenerationDefaults | None = None,
+) -> Compiled:
+    """Derives the serving engine of a causal language model from its training forward.
+
+    Args:
+      model: A function `fn(params, tokens [B, T]) -> logits [B, T, V]`, a Flax NNX or linen module, or a `LoadedModel`.
+      params: The parameters of a function or linen module.
+      tokenizer: Encodes and decodes text; without one, token ids are served.
+      generation: End-of-text ids and the longest sequence; a `LoadedModel` brings its own.
+
+    Raises:
+      NotServable: the model has no exact cached step; names the operation and the source line.
+      UserError: the model, its parameters or the configuration cannot be used.
+    """
+    if isinstance(model, LoadedModel):
+        tokenizer = tokenizer if tokenizer is not None else model.tokenizer
+        generation = generation if generation is not None else model.generation
+        model = model.model
+    max_model_len = _max_model_len(config, generation)
+    forward, params = as_forward(model, params, config.arguments)
+    start = time.perf_counter()
+    captured = capture(forward, params, max_model_len)
+    traced = time.perf_counter()
+    plan = derive(captured.graph, captured.times, captured.token_input)
+    derived = time.perf_counter()
+    unroll = config.unroll_layers if config.unroll_layers is not None else jax.default_backend() == "cpu"
+    program = Program(captured.graph, plan, config.max_num_seqs, unroll)
+    leaves = jax.tree.leaves(params)
+    certificate = certify(captured, program, leaves)
+    if certificate.min_first_chunk > max_model_len:
+        raise UserError(f"the first chunk needs {certificate.min_first_chunk} tokens and max_model_len is {max_model_len}")
+    return Compiled(
+        config,
+        captured,
+        program,
+        certificate,
+        leaves,
+        max_model_len,
+        tokenizer,
+        generation or GenerationDefaults(max_model_len),
+        choose_prefill_buckets(config, max_model_len, certificate.min_first_chunk),
+        {"trace": traced - start, "derive": derived - traced, "certify": certificate.seconds},
+    )
+
+
+def _max_model_len(config: CompileConfig, generation: GenerationDefaults | None) -> int:
+    if config.max_model_len is not None:
+        return config.max_model_len
+    if generation is None:
+        raise UserError("max_model_len is needed for a model that does not name its longest sequence")
+    return generation.max_model_len

@@ -1,0 +1,155 @@
+"""The serving step of a derived plan: requests mapped over pages, state in and out, sampling behind the logits.
+
+A program is rectangular: R requests with T / R new tokens each. The plan runs for one request; `vmap` makes the batch, with
+the pools of cached rows shared by all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fastgpt_jax.artifact.cache_layout import CacheEntry, CacheLayout
+from fastgpt_jax.sampling import full, greedy
+from fastgpt_jax.sampling.inputs import SamplerInputs
+from fastgpt_jax.sampling.logprobs import score as score_targets
+from fastgpt_jax.sampling.step_io import StepInputs, StepOutputs
+from passes.graph import Graph
+from passes.incremental import emit
+from passes.incremental.derive import Plan
+from passes.incremental.state import State
+from passes.replay import SAME, Widening
+
+_SAMPLERS = {"greedy": greedy.sample, "full": full.sample}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CacheState:
+    """What lives on the device between steps.
+
+    Attributes:
+      pools: For each cached value `[*layers, P, Z, *row]`.
+      own: For each window and carry `[P, *layers, *shape]`, one a slot.
+    """
+
+    pools: list[Any]
+    own: list[Any]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A derived plan bound to the graph it came from.
+
+    Attributes:
+      num_pages: Pages of the pool; a page holds a whole request.
+      unroll: Loops over layers are written out.
+    """
+
+    graph: Graph
+    plan: Plan
+    num_pages: int
+    unroll: bool
+
+    @property
+    def kv_states(self) -> list[State]:
+        return [s for s in self.plan.states if s.kind == "kv"]
+
+    @property
+    def own_states(self) -> list[State]:
+        return [s for s in self.plan.states if s.kind != "kv"]
+
+    def layout(self) -> CacheLayout:
+        """What the program keeps, for the engine."""
+        entries = [
+            CacheEntry(f"{s.kind}{i}", s.kind, s.shape, str(s.dtype), s.layers, s.nbytes, s.source.short)
+            for i, s in enumerate(self.plan.states)
+        ]
+        return CacheLayout(tuple(entries), self.plan.capacity)
+
+    def init_state(self, widening: Widening = SAME) -> CacheState:
+        """Zeroed pools and carried values."""
+        page = (self.num_pages, self.plan.capacity)
+        return CacheState(
+            [jnp.zeros((*s.lead, *page, *s.shape), widening.dtype(s.dtype)) for s in self.kv_states],
+            [jnp.zeros((self.num_pages, *s.lead, *s.shape), widening.dtype(s.dtype)) for s in self.own_states],
+        )
+
+    def logits(
+        self,
+        leaves: Sequence[Any],
+        state: CacheState,
+        inputs: StepInputs,
+        *,
+        last_row: bool,
+        widening: Widening = SAME,
+    ) -> tuple[Any, CacheState]:
+        """Runs the model part of a step.
+
+        Args:
+          leaves: Parameters in the order of the graph's inputs.
+          last_row: Make logits for the last valid row of each request only.
+
+        Returns: Logits `[R, T / R or 1, V]` and the state after the step.
+        """
+        num_requests = inputs.num_new.shape[0]
+        tokens = jnp.asarray(inputs.tokens).reshape(num_requests, -1)
+        slots = jnp.asarray(inputs.page_table)[:, 0]
+        params = dict(zip(self.graph.inputs[:-1], leaves, strict=True))
+
+        def one(tokens: Any, start: Any, count: Any, pages: Any, own: list[Any]) -> tuple[Any, list[Any], list[Any]]:
+            request = emit.Request(tokens, start, count, pages)
+            logits, pools, after = emit.run(
+                self.plan,
+                params,
+                request,
+                dict(zip(self.kv_states, state.pools, strict=True)),
+                dict(zip(self.own_states, own, strict=True)),
+                last_row=last_row,
+                widening=widening,
+                unroll=self.unroll,
+            )
+            return logits[0], [pools[s] for s in self.kv_states], [after[s] for s in self.own_states]
+
+        own = [x[slots] for x in state.own]
+        logits, pools, after = jax.vmap(one, out_axes=(0, None, 0))(
+            tokens, inputs.cache_len, inputs.num_new, inputs.page_table, own
+        )
+        target = jnp.where(jnp.asarray(inputs.num_new) > 0, slots, self.num_pages)
+        kept = [old.at[target].set(new.astype(old.dtype), mode="drop") for old, new in zip(state.own, after, strict=True)]
+        return logits, CacheState(pools, kept)
+
+    def step(
+        self,
+        leaves: Sequence[Any],
+        state: CacheState,
+        inputs: StepInputs,
+        sampler: SamplerInputs,
+        *,
+        variant: str,
+        score: bool,
+        max_logprobs: int,
+    ) -> tuple[StepOutputs, CacheState]:
+        """One whole step: the model, the sampler, and log-probabilities of given tokens where asked for."""
+        logits, state = self.logits(leaves, state, inputs, last_row=not score)
+        last = logits[:, 0] if not score else _last_rows(logits, inputs.num_new)
+        outputs = _SAMPLERS[variant](last.astype(jnp.float32), sampler, max_logprobs)
+        if not score:
+            return outputs, state
+        flat = logits.reshape(-1, logits.shape[-1]).astype(jnp.float32)
+        scored = score_targets(flat, jnp.asarray(inputs.targets), max_logprobs)
+        return _with_score(outputs, scored), state
+
+
+def _last_rows(logits: Any, num_new: Any) -> Any:
+    index = jnp.maximum(jnp.asarray(num_new) - 1, 0)
+    return jnp.take_along_axis(logits, index[:, None, None], axis=1)[:, 0]
+
+
+def _with_score(outputs: StepOutputs, score: Any) -> StepOutputs:
+    return dataclasses.replace(outputs, score=score)
