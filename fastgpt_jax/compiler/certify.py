@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastgpt_jax.compiler.capture import Captured
-from fastgpt_jax.compiler.leak import find_leak
+from fastgpt_jax.compiler.leak import find_leak, find_length_dependence
 from fastgpt_jax.compiler.program import CacheState, Program
 from fastgpt_jax.sampling.step_io import StepInputs
 from passes.cost import graph_cost, op_cost
@@ -125,7 +125,7 @@ class _Forwards:
     def test_lengths(self) -> list[int]:
         """Three lengths the forward takes, ascending; the last is capacity where that is affordable."""
         longest = self._longest()
-        wanted = [longest * 3 // 8, longest * 5 // 8]
+        wanted = [longest * 3 // 8 | 1, longest * 5 // 8 | 1]  # odd where the forward takes it: blocks align with nothing
         out = [n for n in (self._near(w, longest) for w in wanted) if n is not None]
         return [*dict.fromkeys(out), longest]
 
@@ -169,18 +169,16 @@ def difference(got: np.ndarray, want: np.ndarray) -> float:
 # ------------------------------------------------------------------------------------------ causality
 def _check_causal(forwards: _Forwards, tokens: np.ndarray, whole: np.ndarray, lengths: Sequence[int]) -> int:
     """Compares prefixes with the whole; returns the smallest first chunk."""
-    if len(lengths) == 1:
-        leaking = [j for j in _change_points(lengths[0]) if _leaks(forwards, tokens, whole, j)]
-    else:
-        leaking = [n for n in lengths[:-1] if difference(forwards.logits(tokens[:n]), whole[:n]) > TOLERANCE]
-        leaking += [j for j in _change_points(lengths[-1]) if _leaks(forwards, tokens, whole, j)]
-    if not leaking:
+    shorter = [n for n in lengths[:-1] if difference(forwards.logits(tokens[:n]), whole[:n]) > TOLERANCE]
+    changed = [j for j in _change_points(lengths[-1]) if _leaks(forwards, tokens, whole, j)]
+    if not shorter and not changed:
         return 1
     prefix = _fixed_prefix(forwards, tokens, lengths)
-    if prefix is None:
-        captured = forwards.captured
-        raise find_leak(captured, forwards.leaves, tokens, lengths)
-    return prefix
+    if prefix is not None:
+        return prefix
+    if shorter:
+        raise find_length_dependence(forwards.captured, forwards.leaves, tokens, shorter[0])
+    raise find_leak(forwards.captured, forwards.leaves, tokens, _changed(forwards, tokens, changed[0]), changed[0])
 
 
 def _change_points(length: int) -> list[int]:
@@ -189,9 +187,13 @@ def _change_points(length: int) -> list[int]:
 
 def _leaks(forwards: _Forwards, tokens: np.ndarray, whole: np.ndarray, at: int) -> bool:
     """Whether changing the tokens from `at` on changes logits before it."""
+    return difference(forwards.logits(_changed(forwards, tokens, at))[:at], whole[:at]) > TOLERANCE
+
+
+def _changed(forwards: _Forwards, tokens: np.ndarray, at: int) -> np.ndarray:
     changed = tokens.copy()
     changed[at:] = 1 + changed[at:] % max(forwards.captured.vocab_size - 1, 1)
-    return difference(forwards.logits(changed)[:at], whole[:at]) > TOLERANCE
+    return changed
 
 
 def _fixed_prefix(forwards: _Forwards, tokens: np.ndarray, lengths: Sequence[int]) -> int | None:

@@ -24,25 +24,30 @@ _WIDE = Widening("float32")
 _TOLERANCE = 1e-5
 
 
+def find_length_dependence(captured: Captured, leaves: Sequence[Any], tokens: np.ndarray, short: int) -> NotServable:
+    """Returns the refusal for a forward whose logits of `tokens[:short]` differ from the first rows of those of `tokens`."""
+    a, b = captured.graph_at(short), captured.graph_at(len(tokens))
+    times = read_times(a, b, short, len(tokens))
+    return _refusal(_Comparison(times, short), a, b, [*leaves, tokens[None, :short]], [*leaves, tokens[None]])
+
+
 def find_leak(
-    captured: Captured, leaves: Sequence[Any], tokens: np.ndarray, lengths: Sequence[int]
+    captured: Captured, leaves: Sequence[Any], tokens: np.ndarray, changed: np.ndarray, at: int
 ) -> NotServable:
-    """Returns the refusal for a forward whose early logits change with later tokens or with the length."""
-    if len(lengths) > 1:
-        short, long = lengths[0], lengths[1]
-        runs = [*leaves, tokens[None, :short]], [*leaves, tokens[None, :long]]
-    else:
-        short = long = lengths[0]
-        changed = tokens.copy()
-        changed[long // 2 :] = 1 + changed[long // 2 :] % max(captured.vocab_size - 1, 1)
-        runs = [*leaves, tokens[None]], [*leaves, changed[None]]
-    a, b = captured.graph_at(short), captured.graph_at(long)
-    times = read_times(a, b, short, long)
-    early = short if short != long else long // 2
-    op = _Comparison(times, early).frontier(a, b, [jnp.asarray(x) for x in runs[0]], [jnp.asarray(x) for x in runs[1]])
+    """Returns the refusal for a forward whose logits before `at` change although only tokens from `at` on do."""
+    a, b = captured.graph_at(len(tokens)), captured.graph_at(len(tokens))
+    shorter = captured.times.short if captured.times.short < len(tokens) else len(tokens)
+    times = read_times(captured.graph_at(shorter), b, shorter, len(tokens))
+    return _refusal(_Comparison(times, at), a, b, [*leaves, tokens[None]], [*leaves, changed[None]])
+
+
+def _refusal(comparison: _Comparison, a: Graph, b: Graph, args_a: list[Any], args_b: list[Any]) -> NotServable:
+    times = comparison.times
+    op = comparison.frontier(a, b, [jnp.asarray(x) for x in args_a], [jnp.asarray(x) for x in args_b])
     constants = [v for v in (op.operands if op else ()) if any(v is w for w, _ in times.length_dependent)]
     if constants:
-        reason = f"depends on the length of the sequence (a constant that is {_show(constants[0])} at length {long})"
+        shown = _show(constants[0])
+        reason = f"depends on the length of the sequence (through a constant that is {shown} at length {times.long})"
     else:
         reason = "is not causal: early rows of its result change with later tokens or with the length of the sequence"
     return NotServable(reason, op, detail=times.describe(op.results[0]) if op else "the logits")

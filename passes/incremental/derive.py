@@ -364,7 +364,7 @@ class _Walk:
         if lead.copies != 1 or lead.shift:
             raise NotServable("is read at another token's row", op)
         if op.params["reverse"] and op.params["num_carry"]:
-            raise NotServable("scans from the last token backwards: early tokens would see later ones", op)
+            raise NotServable("scans in reverse, from the last token backwards: early tokens would see later ones", op)
         if self.times.short_params[op]["length"] != self.times.short or op.params["length"] != self.times.long:
             raise NotServable("scans blocks of time; scan token by token, or map over queries, and it can be served", op)
         if frame.over_time:

@@ -81,7 +81,7 @@ class Site:
           NotServable: early tokens would see later ones through the result.
         """
         if self.is_dependent and not self.over_time and not any(isinstance(r, Rows) for r in self.roles.values()):
-            raise self.refuse("combines all tokens and keeps no query axis, so early tokens would see later ones")
+            raise self.refuse("combines all tokens over time and keeps no query axis, so early tokens would see later ones")
 
 
 def restricted_shape(value: Value, roles: Mapping[int, Any], num_rows: int) -> tuple[int, ...]:

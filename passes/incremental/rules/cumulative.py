@@ -30,7 +30,7 @@ def _check(site: Site, axis: int) -> None:
     if role.shift < 0:
         raise site.refuse("is read beyond the token's own row: it looks into the future")
     if site.op.params["reverse"]:
-        raise site.refuse("accumulates from the last token backwards: early tokens would see later ones")
+        raise site.refuse("accumulates in reverse, from the last token backwards: early tokens would see later ones")
 
 
 def _carry(ctx: Any, state: Any, rows: Any, axis: int, joined: Callable[[Any], Any]) -> Any:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from passes.graph import Value
+from passes.incremental.errors import NotServable
 from passes.incremental.plan import Recipe
 from passes.incremental.roles import KEYS, Role, Rows
 from passes.incremental.site import Site, is_keys, restricted_shape
@@ -85,8 +86,7 @@ def _group_roles(site: Site, u: Value, u_dims: list[int], v_dims: list[int]) -> 
     if all(is_keys(site.roles[d]) for d in v_time):
         return dict.fromkeys(u_time, KEYS)
     if len(u_time) != 1 or len(v_time) != 1:
-        raise site.refuse("splits time into blocks or merges two time axes; a blocked form would be servable as a loop "
-                          "over queries or a scan over time")
+        raise _blocked(site)
     d, e = v_time[0], u_time[0]
     role = site.roles[d]
     if not isinstance(role, Rows):
@@ -97,8 +97,24 @@ def _group_roles(site: Site, u: Value, u_dims: list[int], v_dims: list[int]) -> 
     before, after = math.prod(u.shape[i] for i in u_dims[:ut]), math.prod(u.shape[i] for i in u_dims[ut + 1 :])
     same_length = (v[d] // role.copies) * (outer // before) * (inner // after) == u.shape[e]
     if outer % before or inner % after or not same_length:
-        raise site.refuse("splits time into blocks or merges tokens of several requests")
+        raise _blocked(site)
     return {e: Rows(role.shift, outer // before, inner // after)}
+
+
+def _blocked(site: Site) -> NotServable:
+    """Names the operation that split time, which is not always the one that merges it again."""
+    op, times = site.op, site.times
+    while True:
+        value = next((v for v in op.operands if times.dims(v) and times.is_dependent(v)), None)
+        if value is None or value.op is None or all(times.extent(value, d).scale == 1 for d in times.dims(value)):
+            break
+        op = value.op
+    return NotServable(
+        "splits time into blocks, or merges two time axes; written token by token (a scan over time, or a map over "
+        "queries) it would be servable",
+        op,
+        detail=f"{', '.join(times.describe(v) for v in op.operands)} -> {times.describe(op.results[0])}",
+    )
 
 
 def _stack(site: Site) -> Recipe:
