@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -68,4 +69,5 @@ class Checkpoints:
                 "resume with the config that wrote it"
             )
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        restored: Any = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        return restored

@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,7 +37,7 @@ from fastgpt_jax.training.loss_curve import save_loss_curve
 from fastgpt_jax.training.metrics import MetricsLog
 from fastgpt_jax.training.optimizer import make_optimizer
 from fastgpt_jax.training.settings import ModelSettings, TrainSettings
-from fastgpt_jax.training.tokenizer_training import END_OF_TEXT, save_tokenizer, train_bpe
+from fastgpt_jax.training.tokenizer_training import END_OF_TEXT_ID, save_tokenizer, train_bpe
 
 _log = logging.getLogger(__name__)
 
@@ -67,14 +68,13 @@ def prepare_corpus(text: str, settings: TrainSettings) -> Corpus:
     """Splits the text, learns the tokenizer on the training part alone, and encodes both parts."""
     train_text, valid_text = data.split_text(text, settings.data.valid_fraction)
     tokenizer = train_bpe(train_text, settings.tokenizer.vocab_size)
-    separator_id = tokenizer.token_to_id(END_OF_TEXT)
     train_documents, valid_documents = (
         data.documents(part, settings.data.paragraphs_per_document) for part in (train_text, valid_text)
     )
     return Corpus(
         tokenizer,
-        data.encode_documents(tokenizer, train_documents, separator_id),
-        data.encode_documents(tokenizer, valid_documents, separator_id),
+        data.encode_documents(tokenizer, train_documents, END_OF_TEXT_ID),
+        data.encode_documents(tokenizer, valid_documents, END_OF_TEXT_ID),
         sum(len(document.encode()) for document in valid_documents),
     )
 
@@ -107,7 +107,7 @@ def train_from_text(text: str, settings: TrainSettings, output: Path, *, resume:
     model = make_llama(settings.model, corpus.tokenizer.get_vocab_size(), settings.seed)
     graph, params = nnx.split(model)
 
-    def fn(params: nnx.State, tokens: jax.Array) -> jax.Array:
+    def fn(params: Any, tokens: jax.Array) -> jax.Array:
         return nnx.merge(graph, params)(tokens)
 
     output.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def train_from_text(text: str, settings: TrainSettings, output: Path, *, resume:
 
 def _run(
     fn: Forward,
-    params: nnx.State,
+    params: Any,
     corpus: Corpus,
     settings: TrainSettings,
     checkpoints: Checkpoints,
@@ -194,8 +194,7 @@ def _draw(path: Path, log: MetricsLog, title: str) -> None:
 
 def _write_model(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
     """Writes what a server needs: bfloat16 weights, config.json, generation_config.json and the tokenizer."""
-    separator_id = tokenizer.token_to_id(END_OF_TEXT)
     export_model(
-        model, model.config, folder, dtype="bfloat16", eos_token_ids=(separator_id,), bos_token_id=separator_id
+        model, model.config, folder, dtype="bfloat16", eos_token_ids=(END_OF_TEXT_ID,), bos_token_id=END_OF_TEXT_ID
     )
     save_tokenizer(tokenizer, folder, max_model_len=model.config.max_position_embeddings)

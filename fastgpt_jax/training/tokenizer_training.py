@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from fastgpt_jax.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT_ID = 0  # the trainer numbers special tokens first
 _NUM_BYTES = 256
 
 # A chat is set as a play: the speaker in capitals, a colon, the speech, an empty line.
