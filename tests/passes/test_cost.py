@@ -3,9 +3,11 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from passes import compat
 from passes.cost import Cost, graph_cost
+from passes.reader import trace
 from passes.simplify import simplify
-from tests.passes.graphs import read
+from tests.passes.graphs import names, read
 
 
 def cost(fn, *shapes, dtype=jnp.float32) -> Cost:
@@ -75,4 +77,8 @@ def test_a_conditional_costs_its_dearest_branch():
 
 
 def test_functions_with_derivatives_of_their_own_cost_what_they_do():
-    assert cost(jax.nn.relu, (8,)).flops == 8
+    product = jax.custom_jvp(lambda x: x @ x)
+    product.defjvp(lambda primals, tangents: (product(*primals), tangents[0]))
+    kept, _ = trace(product, jax.ShapeDtypeStruct((8, 8), jnp.float32), keep=compat.CUSTOM_DERIVATIVES)
+    assert names(kept) == {"custom_jvp_call": 1}
+    assert graph_cost(kept) == cost(lambda x: x @ x, (8, 8))
