@@ -30,7 +30,10 @@ def test_gradients_equal_those_of_the_function(name):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=4e-6 * float(jnp.abs(expected).max()))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+QUICK = ("scanned", "conditional", "custom_vjp", "indexing", "narrow")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in PROGRAMS])
 def test_vmap_equals_that_of_the_function(name):
     xs = jnp.stack([X, -X, X * 0.5])
     fn = PROGRAMS[name]
