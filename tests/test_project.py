@@ -41,8 +41,8 @@ def run_python(*args: str) -> str:
 
 
 def test_leaves_load_without_the_pass_manager_or_flax():
-    code = "import sys, passes.ops, passes.graph, sharding; print([m for m in ('flax', 'passes.manager') if m in sys.modules])"
-    assert run_python("-c", code).strip() == "[]"
+    code = "import sys, passes.ops, passes.graph, sharding; print({'flax', 'passes.manager'} & sys.modules.keys())"
+    assert run_python("-c", code).strip() == "set()"
 
 
 def test_wrong_input_is_refused_under_python_O():
