@@ -31,7 +31,7 @@ from passes.replay import Widening, evaluate
 TOLERANCE = 1e-4
 """Largest difference in parts of the largest logit: float32 sums in another order reach 1e-6 on the models tried."""
 MAX_DECODE_RATIO = 1.2
-_FORWARD_FLOP_BUDGET = 2e11
+FORWARD_FLOP_BUDGET = 2e11
 _PREFILL_CHUNKS = 3
 _DECODE_STEPS = 4
 _WIDE = Widening("float32")
@@ -65,17 +65,20 @@ class Certificate:
         return (self.decode_flops - self.expansion_flops) / max(self.forward_flops, 1)
 
 
-def certify(captured: Captured, program: Program, leaves: Sequence[Any], seed: int = 0) -> Certificate:
+def certify(
+    captured: Captured, program: Program, leaves: Sequence[Any], *, seed: int = 0, flop_budget: float = FORWARD_FLOP_BUDGET
+) -> Certificate:
     """Certifies a derived program.
 
     Args:
       leaves: The parameters, arrays.
+      flop_budget: FLOPs of the longest forward that is run; above it a shorter length is tested.
 
     Raises:
       NotServable: the model is not causal, or the step differs from it; names the operation where it can be found.
     """
     start = time.perf_counter()
-    forwards = _Forwards(captured, leaves)
+    forwards = _Forwards(captured, leaves, flop_budget)
     lengths = forwards.test_lengths()
     tokens = _test_tokens(lengths[-1], captured.vocab_size, seed)
     whole = forwards.logits(tokens)
@@ -83,7 +86,7 @@ def certify(captured: Captured, program: Program, leaves: Sequence[Any], seed: i
         whole = np.where(np.isfinite(whole), whole, np.nan)
     first_chunk = _check_causal(forwards, tokens, whole, lengths)
     error = _check_step(program, leaves, tokens, whole, first_chunk)
-    decode, one_more, expansion = _count_flops(captured, program)
+    decode, one_more, expansion = count_flops(captured, program)
     if decode - expansion > MAX_DECODE_RATIO * one_more:
         raise NotServable(
             f"a decode step would cost {decode:,} FLOPs where one more token costs the forward {one_more:,}: "
@@ -96,8 +99,8 @@ def certify(captured: Captured, program: Program, leaves: Sequence[Any], seed: i
 class _Forwards:
     """The forward at several lengths, widened and compiled once each."""
 
-    def __init__(self, captured: Captured, leaves: Sequence[Any]):
-        self.captured, self.leaves = captured, leaves
+    def __init__(self, captured: Captured, leaves: Sequence[Any], flop_budget: float):
+        self.captured, self.leaves, self.flop_budget = captured, leaves, flop_budget
         self._graphs: dict[int, Graph] = {captured.capacity: captured.graph}
         self._compiled: dict[int, Callable[..., Any]] = {}
 
@@ -117,7 +120,7 @@ class _Forwards:
             graph = self.graph(length)
             if graph is None:
                 raise RuntimeError(f"the forward refuses length {length}")
-            self._compiled[length] = jax.jit(lambda leaves, t: evaluate(graph, [*leaves, t], _WIDE)[0][0])
+            self._compiled[length] = _jit(lambda leaves, t: evaluate(graph, [*leaves, t], _WIDE)[0][0])
         with jax.default_matmul_precision("highest"):
             out = self._compiled[length](list(self.leaves), jnp.asarray(tokens)[None])
         return np.asarray(out.astype(jnp.float32))
@@ -132,7 +135,7 @@ class _Forwards:
     def _longest(self) -> int:
         length = self.captured.capacity
         flops = graph_cost(self.captured.graph).flops
-        while flops > _FORWARD_FLOP_BUDGET and length > 64:
+        while flops > self.flop_budget and length > 64:
             shorter = self._near(length // 2, length)
             if shorter is None:
                 break
@@ -236,10 +239,7 @@ def serve_logits(program: Program, leaves: Sequence[Any], tokens: np.ndarray, fi
     chunk = max(first_chunk, -(-prefill // _PREFILL_CHUNKS) + 1)
     chunk = min(chunk, prefill)
 
-    @jax.jit
-    def step(leaves: Any, state: CacheState, inputs: StepInputs) -> Any:
-        return program.logits(leaves, state, inputs, last_row=False, widening=_WIDE)
-
+    step = _jit(lambda *args: program.logits(*args, last_row=False, widening=_WIDE))
     state, out, start = _poisoned(program.init_state(_WIDE)), [], 0
     with jax.default_matmul_precision("highest"):
         while start < len(tokens):
@@ -249,6 +249,12 @@ def serve_logits(program: Program, leaves: Sequence[Any], tokens: np.ndarray, fi
             out.append(np.asarray(logits[0, :count].astype(jnp.float32)))
             start += count
     return np.concatenate(out)
+
+
+def _jit(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles for few runs: on CPU without LLVM's optimizations, which halves the time a certificate takes."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(fn, compiler_options=options)
 
 
 def _inputs(tokens: np.ndarray, size: int, start: int) -> StepInputs:
@@ -275,7 +281,7 @@ def _poisoned(state: CacheState) -> CacheState:
 
 
 # ------------------------------------------------------------------------------------------ FLOPs
-def _count_flops(captured: Captured, program: Program) -> tuple[int, int, int]:
+def count_flops(captured: Captured, program: Program) -> tuple[int, int, int]:
     """FLOPs of a decode step, of one more token in the forward, and of expanding cached latents."""
     state = jax.eval_shape(program.init_state)
     leaves = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in captured.graph.inputs[:-1]]
