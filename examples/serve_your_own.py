@@ -98,7 +98,7 @@ def train(params, text, steps, batch_size=4):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=Path, default=Path(__file__).with_name("sonnets.txt"), help="a text to learn")
-    parser.add_argument("--steps", type=int, default=1000, help="training steps")
+    parser.add_argument("--steps", type=int, default=1200, help="training steps")
     parser.add_argument("--max_tokens", type=int, default=160, help="bytes to write for each prompt")
     parser.add_argument("--quick", action="store_true", help="a few steps and bytes only, to see that it runs")
     args = parser.parse_args()

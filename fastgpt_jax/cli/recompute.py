@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-PADDED_LENGTHS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
+PADDED_LENGTHS = (64, 128, 256, 384, 512, 768, 1024, 2048, 4096)
 
 
 class Recompute:

@@ -19,7 +19,6 @@ from fastgpt_jax.errors import UserError
 from passes import compat
 from passes.graph import Graph, Value
 from passes.incremental.branches import inline_branches
-from passes.incremental.errors import NotServable
 from passes.incremental.time import Times, mark_dependent, read_times
 from passes.reader import trace
 

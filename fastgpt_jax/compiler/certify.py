@@ -66,7 +66,12 @@ class Certificate:
 
 
 def certify(
-    captured: Captured, program: Program, leaves: Sequence[Any], *, seed: int = 0, flop_budget: float = FORWARD_FLOP_BUDGET
+    captured: Captured,
+    program: Program,
+    leaves: Sequence[Any],
+    *,
+    seed: int = 0,
+    flop_budget: float = FORWARD_FLOP_BUDGET,
 ) -> Certificate:
     """Certifies a derived program.
 
@@ -109,7 +114,7 @@ class _Forwards:
         if length not in self._graphs:
             try:
                 self._graphs[length] = self.captured.graph_at(length)
-            except Exception:  # noqa: BLE001 - whatever the user's code raises at a length it refuses
+            except Exception:
                 return None
         return self._graphs[length]
 
@@ -128,7 +133,10 @@ class _Forwards:
     def test_lengths(self) -> list[int]:
         """Three lengths the forward takes, ascending; the last is capacity where that is affordable."""
         longest = self._longest()
-        wanted = [longest * 3 // 8 | 1, longest * 5 // 8 | 1]  # odd where the forward takes it: blocks align with nothing
+        wanted = [
+            longest * 3 // 8 | 1,
+            longest * 5 // 8 | 1,
+        ]  # odd where the forward takes it: blocks align with nothing
         out = [n for n in (self._near(w, longest) for w in wanted) if n is not None]
         return [*dict.fromkeys(out), longest]
 
@@ -218,7 +226,9 @@ def _fixed_prefix(forwards: _Forwards, tokens: np.ndarray, lengths: Sequence[int
 
 
 # ------------------------------------------------------------------------------------------ the step
-def _check_step(program: Program, leaves: Sequence[Any], tokens: np.ndarray, whole: np.ndarray, first_chunk: int) -> float:
+def _check_step(
+    program: Program, leaves: Sequence[Any], tokens: np.ndarray, whole: np.ndarray, first_chunk: int
+) -> float:
     """Serves the tokens in chunks and one by one from poisoned memory; returns the worst error."""
     served = serve_logits(program, leaves, tokens, first_chunk)
     error = difference(served, whole)
@@ -299,9 +309,11 @@ def _flops_of_one_more(captured: Captured) -> int:
         if 0 < length < capacity:
             try:
                 return (longest - _flops(captured.graph_at(length))) // (capacity - length)
-            except Exception:  # noqa: BLE001, S112 - a length the model refuses; the next may do
+            except Exception:
                 continue
-    return 2 * longest // capacity  # one length only: FLOPs grow at most with its square, the last token at most twice the mean
+    return (
+        2 * longest // capacity
+    )  # one length only: FLOPs grow at most with its square, the last token at most twice the mean
 
 
 def _flops(graph: Graph) -> int:

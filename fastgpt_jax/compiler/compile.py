@@ -133,7 +133,9 @@ def compile(
     leaves = jax.tree.leaves(params)
     certificate = certify(captured, program, leaves)
     if certificate.min_first_chunk > max_model_len:
-        raise UserError(f"the first chunk needs {certificate.min_first_chunk} tokens and max_model_len is {max_model_len}")
+        raise UserError(
+            f"the first chunk needs {certificate.min_first_chunk} tokens and max_model_len is {max_model_len}"
+        )
     return Compiled(
         config,
         captured,

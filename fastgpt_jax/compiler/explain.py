@@ -168,7 +168,9 @@ def _lines(e: Explanation) -> list[str]:
             f"certified: causal, and equal to the forward within {e.certificate.worst_error:.1e} of the largest logit"
         )
         if e.certificate.min_first_chunk > 1:
-            lines.append(f"  a prompt needs at least {e.certificate.min_first_chunk} tokens: they read each other both ways")
+            lines.append(
+                f"  a prompt needs at least {e.certificate.min_first_chunk} tokens: they read each other both ways"
+            )
     elif e.refusal is None:
         lines.append(f"not certified: {e.not_certified}")
     return lines

@@ -21,7 +21,7 @@ from fastgpt_jax.sampling.logprobs import score as score_targets
 from fastgpt_jax.sampling.step_io import StepInputs, StepOutputs
 from passes.graph import Graph
 from passes.incremental import emit
-from passes.incremental.derive import Plan
+from passes.incremental.plan import Plan
 from passes.incremental.state import State
 from passes.replay import SAME, Widening
 
@@ -121,7 +121,9 @@ class Program:
             tokens, inputs.cache_len, inputs.num_new, inputs.page_table, own
         )
         target = jnp.where(jnp.asarray(inputs.num_new) > 0, slots, self.num_pages)
-        kept = [old.at[target].set(new.astype(old.dtype), mode="drop") for old, new in zip(state.own, after, strict=True)]
+        kept = [
+            old.at[target].set(new.astype(old.dtype), mode="drop") for old, new in zip(state.own, after, strict=True)
+        ]
         return logits, CacheState(pools, kept)
 
     def step(

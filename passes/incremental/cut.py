@@ -21,10 +21,12 @@ from passes.min_cut import min_vertex_cut
 # Recomputing this many FLOPs costs as much as reading one byte: between a CPU's 10 and a TPU's 240 to 600, on the side that
 # caches rather than recomputes unless it saves bytes.
 FLOPS_PER_BYTE = 200.0
-_FREE = frozenset(
-    "reshape broadcast_in_dim transpose squeeze expand_dims convert_element_type slice split concatenate copy name stack tile"
-    .split()
-) | SAME
+_FREE = (
+    frozenset(
+        "reshape broadcast_in_dim transpose squeeze expand_dims convert_element_type slice split concatenate copy name stack tile".split()
+    )
+    | SAME
+)
 _NEVER = 10**18
 # A value that a loop takes from outside is cached once, not once a layer.
 _INVARIANT_DISCOUNT = 0.1
@@ -96,7 +98,9 @@ def minimum_cut(problem: CutProblem) -> set[Value]:
     for vertex in cut:
         if weights[vertex] >= _NEVER:
             value = vertex.value if isinstance(vertex, _Remake) else vertex
-            raise NotServable("keeps something of every pair of tokens, which cannot be cached a token at a time", value.op)
+            raise NotServable(
+                "keeps something of every pair of tokens, which cannot be cached a token at a time", value.op
+            )
     return {v for v in cut if isinstance(v, Value)}
 
 

@@ -17,8 +17,7 @@ from jax import lax
 
 from passes import compat, replay
 from passes.graph import Value
-from passes.incremental.derive import Plan
-from passes.incremental.plan import Frame, Loop
+from passes.incremental.plan import Frame, Loop, Plan
 from passes.incremental.roles import Demand, Keys, Rows
 from passes.incremental.site import Site, restricted_shape
 from passes.incremental.state import State
@@ -290,7 +289,9 @@ def _over_layers(ctx, loop: Loop, body: Body, carried, stacked, initial, scanned
     def step(carry, x):
         values, held = carry
         layer, xs, before = x
-        memory = Memory({**ctx.memory.pools, **dict(zip(pools, held, strict=True))}, dict(zip(own, before, strict=True)))
+        memory = Memory(
+            {**ctx.memory.pools, **dict(zip(pools, held, strict=True))}, dict(zip(own, before, strict=True))
+        )
         memory.after = dict(memory.before)
         inner = replace(ctx, memory=memory, layers=(*ctx.layers, layer))
         out = body(inner, values, xs)

@@ -17,5 +17,7 @@ class NotServable(ValueError):
         self.reason = reason
         self.op_name = op.name if op is not None else None
         self.source = source if source is not None else (op.source if op is not None else Source())
-        where = f"{self.op_name or 'the model'} at {self.source}" if self.source.frames else (self.op_name or "the model")
+        where = (
+            f"{self.op_name or 'the model'} at {self.source}" if self.source.frames else (self.op_name or "the model")
+        )
         super().__init__(f"{where}: {reason}" + (f" ({detail})" if detail else ""))

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from passes.cost import op_cost
 from passes.graph import Graph, Op, Value
 from passes.incremental.roles import Demand, Role
 from passes.incremental.state import State
+from passes.incremental.time import Times
 
 Emit = Callable[[Any, Sequence[Any]], Any]
 
@@ -108,3 +110,48 @@ class Frame:
     def all_states(self) -> list[State]:
         """States of this frame and its loops, in a fixed order; `lead` tells the loops they are stacked over."""
         return [*self.states.values(), *(s for loop in self.loops.values() for s in loop.frame.all_states())]
+
+
+@dataclass(eq=False)
+class Plan:
+    """A derived step.
+
+    Attributes:
+      output: The demand for the logits, in the rows of the new tokens.
+      states: What is kept, in a fixed order.
+      order: For each frame its demands in an order in which they can be made.
+      hidden: The operand of the last product over the model's width, from which the logits of a row follow alone; the
+        output itself where there is none.
+      head: What leads from `hidden` to the logits.
+    """
+
+    frame: Frame
+    times: Times
+    token_input: Value
+    output: Demand
+    states: list[State] = field(default_factory=list)
+    order: dict[Frame, list[Demand]] = field(default_factory=dict)
+    hidden: Demand | None = None
+    head: list[Demand] = field(default_factory=list)
+
+    @property
+    def capacity(self) -> int:
+        """The largest number of tokens of a request."""
+        return self.times.long
+
+    def expansion_flops(self) -> int:
+        """FLOPs that each step spends on products of all cached rows, as MLA's latents are expanded."""
+        total = 0
+        for frame in self.frame.frames():
+            if frame.over_time:
+                continue
+            for demand, node in frame.nodes.items():
+                op = demand.value.op
+                whole = demand.roles and not demand.wants_rows and self.times.is_dependent(demand.value)
+                if whole and op is not None and op.name == "dot_general" and len(node.operands) == len(op.operands):
+                    total += op_cost(op).flops * _trips(frame)
+        return total
+
+
+def _trips(frame: Frame) -> int:
+    return 1 if frame.loop is None else frame.loop.op.params["length"]

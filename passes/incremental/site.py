@@ -71,7 +71,9 @@ class Site:
         """
         role = self.roles[dim]
         if not isinstance(role, Rows) or role.copies != 1:
-            raise self.refuse("shifts a dimension in which time is merged with other axes; move the shift before the merge")
+            raise self.refuse(
+                "shifts a dimension in which time is merged with other axes; move the shift before the merge"
+            )
         return role
 
     def require_query_axis(self) -> None:
@@ -81,7 +83,9 @@ class Site:
           NotServable: early tokens would see later ones through the result.
         """
         if self.is_dependent and not self.over_time and not any(isinstance(r, Rows) for r in self.roles.values()):
-            raise self.refuse("combines all tokens over time and keeps no query axis, so early tokens would see later ones")
+            raise self.refuse(
+                "combines all tokens over time and keeps no query axis, so early tokens would see later ones"
+            )
 
 
 def restricted_shape(value: Value, roles: Mapping[int, Any], num_rows: int) -> tuple[int, ...]:

@@ -126,7 +126,9 @@ def _note(times: Times, u: Value, v: Value, op: Op | None) -> None:
         scale = Fraction(y - x, step)
         offset = y - scale * times.long
         if x != y and offset.denominator != 1:
-            raise NotServable(f"a dimension is {x} at length {times.short} and {y} at {times.long}, not linear in it", op)
+            raise NotServable(
+                f"a dimension is {x} at length {times.short} and {y} at {times.long}, not linear in it", op
+            )
         out.append(None if x == y else Extent(scale, int(offset)))
     times.extents[v] = tuple(out)
 

@@ -33,9 +33,7 @@ def associative_scan(fn: Callable[..., Any], elems: Any, reverse: bool = False, 
         return jax.tree.leaves(out)
 
     body, consts = compat.hoist_constants(combine, *elements, *elements)
-    out = associative_scan_p.bind(
-        *consts, *leaves, num_consts=len(consts), axes=axes, reverse=reverse, combine=body
-    )
+    out = associative_scan_p.bind(*consts, *leaves, num_consts=len(consts), axes=axes, reverse=reverse, combine=body)
     return jax.tree.unflatten(tree, out)
 
 
@@ -81,9 +79,7 @@ def _batch(args: Sequence[Any], dims: Sequence[Any], *, num_consts: int, axes: A
     moved = tuple(a + 1 for a in axes)
     elements = [lax.slice_in_dim(x, 0, 1, axis=a) for x, a in zip(elems, moved, strict=True)]
     body, _ = compat.hoist_constants(over, *consts, *elements, *elements)
-    out = associative_scan_p.bind(
-        *consts, *elems, num_consts=num_consts, axes=moved, reverse=reverse, combine=body
-    )
+    out = associative_scan_p.bind(*consts, *elems, num_consts=num_consts, axes=moved, reverse=reverse, combine=body)
     return out, [0] * len(out)
 
 

@@ -55,7 +55,9 @@ def _top_k(site: Site) -> Recipe:
 def _sort(site: Site) -> Recipe:
     axis = site.op.params["dimension"]
     if site.is_rows(axis):
-        raise site.refuse("sorts tokens along time and keeps them in sorted order, as an expert dispatch by sorting does")
+        raise site.refuse(
+            "sorts tokens along time and keeps them in sorted order, as an expert dispatch by sorting does"
+        )
     return Recipe([site.same(u) for u in site.op.operands], lambda ctx, xs: ctx.bind(site, xs))
 
 
@@ -63,8 +65,10 @@ def _fft(site: Site) -> Recipe:
     last = len(site.value.shape) - len(site.op.params["fft_lengths"])
     u = site.op.operands[0]
     if any(d >= last for d in (*site.times.dims(u), *site.times.dims(site.value))):
-        raise site.refuse("a Fourier transform over time mixes every token with every other; a causal convolution written "
-                          "with jax.lax.conv_general_dilated, or a scan, would be servable")
+        raise site.refuse(
+            "a Fourier transform over time mixes every token with every other; a causal convolution written "
+            "with jax.lax.conv_general_dilated, or a scan, would be servable"
+        )
     return Recipe([site.same(u)], lambda ctx, xs: ctx.bind(site, xs))
 
 

@@ -39,7 +39,9 @@ def _causal(site: Site, axis: int) -> Recipe:
         raise site.refuse("pads time by an amount that depends on the length")
     shifts = [role.shift + low - i * dilation for i in range(taps)]
     if min(shifts) < 0 and site.is_dependent:
-        raise site.refuse(f"row t of the convolution reads token t+{-min(shifts)}: it looks into the future; pad on the left")
+        raise site.refuse(
+            f"row t of the convolution reads token t+{-min(shifts)}: it looks into the future; pad on the left"
+        )
 
     def emit(ctx, xs):
         *rows, kernel = xs

@@ -15,7 +15,9 @@ def _gather(site: Site) -> Recipe:
     out_batch = [d for d in range(len(site.value.shape)) if d not in numbers.offset_dims]
     index_roles: dict[int, Role | None] = {i: site.roles.get(d) for i, d in enumerate(out_batch)}
     kept = [
-        d for d in range(len(u.shape)) if d not in numbers.collapsed_slice_dims and d not in numbers.operand_batching_dims
+        d
+        for d in range(len(u.shape))
+        if d not in numbers.collapsed_slice_dims and d not in numbers.operand_batching_dims
     ]
     roles: dict[int, Role | None] = {d: site.roles.get(o) for d, o in zip(kept, numbers.offset_dims, strict=True)}
     for d, i in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
@@ -38,7 +40,9 @@ def _scatter(site: Site) -> Recipe:
     numbers = site.op.params["dimension_numbers"]
     u, index, updates = site.op.operands
     kept = [
-        d for d in range(len(u.shape)) if d not in numbers.inserted_window_dims and d not in numbers.operand_batching_dims
+        d
+        for d in range(len(u.shape))
+        if d not in numbers.inserted_window_dims and d not in numbers.operand_batching_dims
     ]
     update_roles: dict[int, Role | None] = {
         o: site.roles.get(d) for d, o in zip(kept, numbers.update_window_dims, strict=True)

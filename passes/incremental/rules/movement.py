@@ -51,8 +51,10 @@ def _cut(
 ) -> Recipe:
     u, v, times = site.op.operands[0], site.value, site.times
     u_time, v_time = times.dims(u), times.dims(v)
-    if site.is_dependent and not any(map(site.is_rows, site.roles)) and any(
-        d in u_time and d not in v_time and starts[d] != short_starts[d] for d in range(len(v.shape))
+    if (
+        site.is_dependent
+        and not any(map(site.is_rows, site.roles))
+        and any(d in u_time and d not in v_time and starts[d] != short_starts[d] for d in range(len(v.shape)))
     ):
         return _last_row(site)
     roles: dict[int, Role] = {}
@@ -158,7 +160,9 @@ def _split(site: Site) -> Recipe:
     if site.is_rows(axis):
         if sum(site.times.short_params[site.op]["sizes"][: site.value.index]) != start:
             raise site.refuse("cuts time at a place counted from the end")
-        return Recipe([site.demand(u, {**site.roles, axis: site.plain_rows(axis).shifted(-start)})], lambda ctx, xs: xs[0])
+        return Recipe(
+            [site.demand(u, {**site.roles, axis: site.plain_rows(axis).shifted(-start)})], lambda ctx, xs: xs[0]
+        )
 
     def emit(ctx, xs):
         return lax.slice_in_dim(xs[0], start, start + sizes[site.value.index], axis=axis)
