@@ -33,7 +33,6 @@ from .misc import EXPERTS, expert_weights, experts_of_all, routed
 from .model import ZooModel
 from .positions import rotate_half
 from .recurrent import square_weights
-from .shifts import conv_weights, depthwise
 
 # Not causal by values: shapes alone show nothing wrong.
 
@@ -225,7 +224,7 @@ def flipped(p: Params, x: Array, tokens: Array) -> Array:
         return h, h
 
     _, states = lax.scan(step, jnp.zeros((x.shape[0], WIDTH)), backwards.swapaxes(0, 1))
-    return jnp.flip(states.swapaxes(0, 1), axis=1)
+    return jnp.flip(states.swapaxes(0, 1), axis=1)  # refused here
 
 
 def scanned_in_reverse(p: Params, x: Array, tokens: Array) -> Array:
@@ -292,8 +291,8 @@ def conv_same(p: Params, x: Array, tokens: Array) -> Array:
 
 def conv_cut_in_the_middle(p: Params, x: Array, tokens: Array) -> Array:
     """Padded by three on both sides, but cut one row too late."""
-    y = depthwise(x, p["kernel"], (3, 3))[:, 1 : tokens.shape[1] + 1]  # refused here
-    return causal_attention(p, y, tokens)
+    y = lax.conv_general_dilated(x, p["dense"], (1,), [(3, 3)], dimension_numbers=("NWC", "WIO", "NWC"))  # refused here
+    return jnp.tanh(y[:, 1 : tokens.shape[1] + 1])  # refused here
 
 
 def dense_kernel(draw: Draw) -> Params:
@@ -444,10 +443,10 @@ MODELS = (
     _refused(rolled_ahead, ""),
     _refused(rolled_around, ""),
     _refused(gathered_ahead, ""),
-    _refused(last_token_added, "from the end"),
+    _refused(last_token_added, "not causal"),
     _refused(conv_ahead, "look", dense_kernel),
     _refused(conv_same, "look", dense_kernel),
-    _refused(conv_cut_in_the_middle, "look", conv_weights),
+    _refused(conv_cut_in_the_middle, "look", dense_kernel),
     _refused(experts_choose, "", expert_weights),
     _refused(best_half_kept, "", expert_weights),
     _refused(above_median, "", expert_weights),
