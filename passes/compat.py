@@ -203,7 +203,9 @@ def captured_associative_scan() -> Iterator[None]:
     capture the function's code is that of `_call_our_associative_scan`.
     """
     function = inspect.unwrap(lax.associative_scan)
-    stand_in = _call_our_associative_scan
+    stand_in = inspect.unwrap(
+        _call_our_associative_scan
+    )  # run-time type checks wrap it in a closure, which has no plain code
     original = function.__code__, function.__defaults__, function.__kwdefaults__
     function.__code__, function.__defaults__, function.__kwdefaults__ = (
         stand_in.__code__,

@@ -1,7 +1,8 @@
 """The graph: an SSA program with regions that passes may rewrite in place.
 
-It holds what a jaxpr holds, in a mutable form: values, operations, and for `scan`, `while` and `cond` the graphs of their
-bodies as regions. Call-like equations are gone (inlined by `passes.reader`). It knows no model, kernel or mesh.
+It holds what a jaxpr holds, in a mutable form: values, operations, and for `scan`, `while` and `cond` the graphs of
+their bodies as regions. Call-like equations are gone (inlined by `passes.reader`). It knows no model, kernel or
+mesh.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Source:
 
 
 class Value:
-    """One SSA value. Invariant: exactly one of these holds: it has an `op`, it has a `const`, it is an input of its graph.
+    """One SSA value. Invariant: exactly one of these holds: it has an `op`, a `const`, or is a graph's input.
 
     Identity is the object: two values are equal only when they are the same.
     """

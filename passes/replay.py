@@ -1,7 +1,8 @@
 """Replays a graph through JAX, so that it can be traced, differentiated, vmapped and run again.
 
-`widen` replays with every narrow float made wide: dtypes sit in an equation's parameters, so wide inputs alone would not
-do it. Control flow is rebuilt with `lax.scan`, `lax.while_loop` and `lax.switch`, whose parameters differ by version.
+`widen` replays with every narrow float made wide: dtypes sit in an equation's parameters, so wide inputs alone would
+not do it. Control flow is rebuilt with `lax.scan`, `lax.while_loop` and `lax.switch`, whose parameters differ by
+version.
 """
 
 from __future__ import annotations

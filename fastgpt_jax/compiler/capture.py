@@ -1,7 +1,7 @@
-"""Captures a user's training forward: one request, at capacity and at a shorter length, with time told apart by what moves.
+"""Captures a user's training forward: one request, at capacity and at a shorter length; time is what moves.
 
-Knows how a forward is handed over (a function, a Flax NNX or linen module), which extra arguments it may take, and that some
-models accept only certain lengths. What it does not know is what the model computes.
+Knows how a forward is handed over (a function, a Flax NNX or linen module), which extra arguments it may take, and
+that some models accept only certain lengths. What it does not know is what the model computes.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def capture(forward: Forward, params: Any, max_model_len: int) -> Captured:
 
     Args:
       params: Arrays or `ShapeDtypeStruct`s.
-      max_model_len: Longest request in tokens; a model that refuses this length is traced at the next multiple it takes.
+      max_model_len: Longest request in tokens; a model that refuses it is traced at the next multiple it takes.
 
     Raises:
       NotServable: the program changes with the length.

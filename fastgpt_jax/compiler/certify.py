@@ -1,7 +1,7 @@
 """The certificate: that a model is causal, and that its derived step is the model, on the user's own parameters.
 
-Causality is a matter of values, not of structure: unmasked attention derives without complaint. So every compile compares,
-both sides widened to float32 and within 1e-4 of the largest logit:
+Causality is a matter of values, not of structure: unmasked attention derives without complaint. So every compile
+compares, both sides widened to float32 and within 1e-4 of the largest logit:
   `f(t[:n]) == f(t)[:n]` at three lengths (a model of one length is tested by changing later tokens);
   prefill, chunk and decode of the derived step, its memory poisoned beforehand, against `f`.
 And it counts: a decode step may cost at most 1.2 times what one more token costs the forward, so nothing is recomputed.
@@ -168,7 +168,7 @@ def _test_tokens(length: int, vocab_size: int, seed: int) -> np.ndarray:
 
 
 def difference(got: np.ndarray, want: np.ndarray) -> float:
-    """Largest difference relative to the largest wanted magnitude; infinite where one is finite and the other is not."""
+    """Largest difference relative to the largest wanted magnitude; infinite where only one is finite."""
     finite = np.isfinite(want)
     if (np.isfinite(got) != finite).any():
         return float("inf")
@@ -243,7 +243,7 @@ def _check_step(
 
 
 def serve_logits(program: Program, leaves: Sequence[Any], tokens: np.ndarray, first_chunk: int = 1) -> np.ndarray:
-    """Logits f32 [T, V] of the derived step in float32: chunks of one length (the last one padded), then single tokens."""
+    """Logits f32 [T, V] of the derived step in float32: chunks (the last one padded), then single tokens."""
     decode = min(_DECODE_STEPS, max(len(tokens) - first_chunk, 0))
     prefill = len(tokens) - decode
     chunk = max(first_chunk, -(-prefill // _PREFILL_CHUNKS) + 1)

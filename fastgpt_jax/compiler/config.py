@@ -16,13 +16,13 @@ class CompileConfig:
     Attributes:
       max_model_len: Longest request in tokens, prompt and output together; by default what the checkpoint names.
       max_num_seqs: Requests that hold a cache at the same time.
-      prefill_buckets: Chunk lengths of the prefill entry points, in tokens; by default powers of four from 16 to 1024 that
-        fit, and the longest.
+      prefill_buckets: Chunk lengths of the prefill entry points, in tokens; by default those of
+        16, 64, 256 and 1024 that fit.
       max_logprobs: Most likely tokens reported beside each sampled one.
       arguments: Further per-token arguments of the forward mapped to 'positions', 'segment_ids' or 'attention_mask'.
       pipeline: Passes over the derived step, by name, separated by commas.
       pass_options: Dumps, early stop and bisection of the pipeline.
-      unroll_layers: Whether loops over layers are written out; by default on CPU, where scanning costs a copy of weights.
+      unroll_layers: Whether loops over layers are written out; by default on CPU, where scanning copies.
     """
 
     max_model_len: int | None = None

@@ -1,4 +1,4 @@
-"""One entry point of a served model: a step of fixed shape, passed over, split by binding time, compiled on first use."""
+"""One entry point of a served model: a step of fixed shape, rewritten, split by binding time, compiled once."""
 
 from __future__ import annotations
 

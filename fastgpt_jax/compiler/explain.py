@@ -1,7 +1,7 @@
 """What the compiler would do with a model: what is cached, what is carried, what mixes tokens, what is refused.
 
-Needs shapes only. Causality is a matter of values: it is tried on random numbers where a model is small, and otherwise the
-explanation says that nothing is certified.
+Needs shapes only. Causality is a matter of values: it is tried on random numbers where a model is small, and
+otherwise the explanation says that nothing is certified.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Names the operation that makes a model not causal, or dependent on the length.
 
-Runs the forward on a prefix and on the whole, or on two continuations of a prefix, keeping every intermediate value, and walks
-back from the logits along values whose early rows differ, to an operation whose operands agree.
+Runs the forward on a prefix and on the whole, or on two continuations of a prefix, keeping every intermediate value,
+and walks back from the logits along values whose early rows differ, to an operation whose operands agree.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TOLERANCE = 1e-5
 
 
 def find_length_dependence(captured: Captured, leaves: Sequence[Any], tokens: np.ndarray, short: int) -> NotServable:
-    """Returns the refusal for a forward whose logits of `tokens[:short]` differ from the first rows of those of `tokens`."""
+    """Returns the refusal for a forward whose logits of `tokens[:short]` are not the first of those of `tokens`."""
     a, b = captured.graph_at(short), captured.graph_at(len(tokens))
     times = read_times(a, b, short, len(tokens))
     return _refusal(_Comparison(times, short), a, b, [*leaves, tokens[None, :short]], [*leaves, tokens[None]])
@@ -76,7 +76,7 @@ class _Comparison:
             va, _ = pairs[vb]
             return self._differs(vb, values_a[va], values_b[vb])
 
-        found, seen, todo = [], set(), [v for v in b.outputs[:1]]
+        found, seen, todo = [], set(), list(b.outputs[:1])
         while todo:
             value = todo.pop()
             if value in seen or value.op is None:

@@ -1,7 +1,7 @@
 """Keeps what parameters alone determine, made once and shared by all entry points.
 
-Each entry point splits into `prepare` and `step`; values that cross are named by the expression that makes them, so that two
-entry points that want the same packed weight find the same array.
+Each entry point splits into `prepare` and `step`; values that cross are named by the expression that makes them, so
+that two entry points that want the same packed weight find the same array.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The serving step of a derived plan: requests mapped over pages, state in and out, sampling behind the logits.
 
-A program is rectangular: R requests with T / R new tokens each. The plan runs for one request; `vmap` makes the batch, with
-the pools of cached rows shared by all.
+A program is rectangular: R requests with T / R new tokens each. The plan runs for one request; `vmap` makes the
+batch, with the pools of cached rows shared by all.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where to cache: the cheapest set of values from which all wanted rows can be made again, as a minimum cut.
 
-Cost of caching a value: its bytes a token. Cost of making it again for every cached row in every step: the bytes it writes
-and its FLOPs. Bytes alone would cache the token ids, FLOPs alone would refuse MLA's latent. A linear map that feeds a
-contraction, and at least doubles its input as MLA's up-projections do, is priced as absorbed into the query
+Cost of caching a value: its bytes a token. Cost of making it again for every cached row in every step: the bytes it
+writes and its FLOPs. Bytes alone would cache the token ids, FLOPs alone would refuse MLA's latent. A linear map that
+feeds a contraction, and at least doubles its input as MLA's up-projections do, is priced as absorbed into the query
 (arXiv:2405.04434): at FLOPs only.
 """
 
@@ -18,15 +18,11 @@ from passes.incremental.rules.pointwise import SAME
 from passes.incremental.time import Times
 from passes.min_cut import min_vertex_cut
 
-# Recomputing this many FLOPs costs as much as reading one byte: between a CPU's 10 and a TPU's 240 to 600, on the side that
-# caches rather than recomputes unless it saves bytes.
+# Recomputing this many FLOPs costs as much as reading one byte: between a CPU's 10 and a TPU's 240 to 600, so that
+# values are cached rather than made again unless that saves bytes.
 FLOPS_PER_BYTE = 200.0
-_FREE = (
-    frozenset(
-        "reshape broadcast_in_dim transpose squeeze expand_dims convert_element_type slice split concatenate copy name stack tile".split()
-    )
-    | SAME
-)
+_LAYOUT = "reshape broadcast_in_dim transpose squeeze expand_dims slice split concatenate stack tile"
+_FREE = frozenset((*_LAYOUT.split(), "convert_element_type", "copy", "name")) | SAME
 _NEVER = 10**18
 # A value that a loop takes from outside is cached once, not once a layer.
 _INVARIANT_DISCOUNT = 0.1
@@ -128,7 +124,7 @@ def recompute_cost(op: Op, value: Value, users: dict[Value, list[Op]], time_dim:
 
 
 def _absorbing_heads(value: Value, users: dict[Value, list[Op]]) -> list[int] | None:
-    """Batch sizes of the contractions that consume a value through layout alone; None where anything else consumes it."""
+    """Batch sizes of the contractions that consume a value through layout alone; None if others do."""
     out: list[int] = []
     for op in users.get(value, ()):
         if op.name == "dot_general":

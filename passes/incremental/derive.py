@@ -1,11 +1,12 @@
 """Derives the cached step of a causal program: from the program at two lengths to a plan.
 
 Meaning: the step is the program at its capacity S, restricted to the rows of the new tokens, where whatever it reads of
-other rows comes from state. It is right whenever the program is causal, which is not a matter of structure: the caller must
-certify values too. Does not know models, masks or kernels: attention is whatever contracts an axis of time.
+other rows comes from state. It is right whenever the program is causal, which is not a matter of structure: the
+caller must certify values too. Does not know models, masks or kernels: attention is whatever contracts an axis of
+time.
 
-Two walks over the demands. The first finds which token-dependent values are wanted in all rows; then the cut decides where
-to cache; the second makes the plan that `emit` runs.
+Two walks over the demands. The first finds which token-dependent values are wanted in all rows; then the cut decides
+where to cache; the second makes the plan that `emit` runs.
 """
 
 from __future__ import annotations
@@ -40,33 +41,32 @@ def derive(graph: Graph, times: Times, token_input: Value) -> Plan:
     cuts = _choose_cuts(scout)
     walk = Walk(times, token_input, Frame(graph), cuts=cuts)
     walk.run(walk.top, [wanted])
-    plan = Plan(walk.top, times, token_input, wanted)
-    plan.states = walk.top.all_states()
+    order: dict[Frame, list[Demand]] = {}
     for frame in walk.top.frames():
         outputs = [wanted] if frame.loop is None else [Demand(frame.graph.outputs[j], r) for j, r in frame.loop.wanted]
-        plan.order[frame] = frame.order(outputs)
-    plan.hidden = _find_hidden(plan)
-    plan.head = walk.top.order([wanted], given=[plan.hidden])
+        order[frame] = frame.order(outputs)
     for loop in _loops(walk.top):
-        lead = loop.op.params["length"]
         if loop.lead is None:
             for state in loop.frame.all_states():
-                state.lead = (lead, *state.lead)
-    return plan
+                state.lead = (loop.op.params["length"], *state.lead)
+    hidden = _find_hidden(walk.top, times, wanted)
+    head = walk.top.order([wanted], given=[hidden])
+    return Plan(walk.top, times, token_input, wanted, walk.top.all_states(), order, hidden, head)
 
 
-def _find_hidden(plan: Plan) -> Demand:
+def _find_hidden(frame: Frame, times: Times, output: Demand) -> Demand:
     """Walks back from the logits through operations on single rows, up to the vocabulary projection's operand."""
-    demand = plan.output
-    while True:
-        node, op = plan.frame.nodes[demand], demand.value.op
-        dependent = [d for d in node.operands if plan.times.is_dependent(d.value)]
-        rowwise = op is not None and (op.name in POINTWISE or op.name in DELAY_PASSES or op.name == "dot_general")
-        if not rowwise or len(dependent) != 1 or dependent[0].roles != (ROWS,):
-            return plan.output
+    demand = output
+    while (op := demand.value.op) is not None:
+        dependent = [d for d in frame.nodes[demand].operands if times.is_dependent(d.value)]
+        if len(dependent) != 1 or dependent[0].roles != (ROWS,):
+            break
         if op.name == "dot_general":
             return dependent[0]
+        if op.name not in POINTWISE and op.name not in DELAY_PASSES:
+            break
         demand = dependent[0]
+    return output
 
 
 def _loops(frame: Frame) -> list[Loop]:

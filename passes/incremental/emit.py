@@ -1,8 +1,8 @@
 """Runs a plan as a JAX function of one request; mapped over requests it is the serving step.
 
-The pools of cached rows belong to all requests and go in and out whole; windows and carries belong to one. Positions past
-`count` are padding: they are computed and never kept. Rows of a cache that no token has written yet are read as row 0, so
-that whatever the memory held (even NaN) cannot leak through a masked product.
+The pools of cached rows belong to all requests and go in and out whole; windows and carries belong to one. Positions
+past `count` are padding: they are computed and never kept. Rows of a cache that no token has written yet are read as
+row 0, so that whatever the memory held (even NaN) cannot leak through a masked product.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ class Loop:
       lead: What its trips are: None for layers, `ROWS` for the new tokens (recurrences, maps over queries), `KEYS` for
         the cached tokens (a reduction such as online softmax).
       wanted: Results of the body (index, roles) that are needed.
-      sources: For each demand on the body's inputs the demand on the scan's operands that feeds it (None for a carry that
-        is fed by the previous trip; its initial value is in `initial`).
+      sources: For each demand on the body's inputs the demand on the scan's operands that feeds it.
+      initial: For each carry wanted the demand for its value before the first trip.
       carries: 'carry' states for a loop over the new tokens, by body output.
     """
 
@@ -129,10 +129,10 @@ class Plan:
     times: Times
     token_input: Value
     output: Demand
-    states: list[State] = field(default_factory=list)
-    order: dict[Frame, list[Demand]] = field(default_factory=dict)
-    hidden: Demand | None = None
-    head: list[Demand] = field(default_factory=list)
+    states: list[State]
+    order: dict[Frame, list[Demand]]
+    hidden: Demand
+    head: list[Demand]
 
     @property
     def capacity(self) -> int:

@@ -1,8 +1,8 @@
 """Roles: which rows of a time dimension a step wants.
 
-A step computes the forward at its capacity, restricted. Of each time dimension it wants either every row (`KEYS`: what
-queries look at) or the rows of the new tokens (`Rows`), perhaps delayed (`shift`), perhaps with other axes merged around
-them (`outer`, `inner`), as reshapes that join heads and time leave them.
+A step computes the forward at its capacity, restricted. Of each time dimension it wants either every row (`KEYS`:
+what queries look at) or the rows of the new tokens (`Rows`), perhaps delayed (`shift`), perhaps with other axes
+merged around them (`outer`, `inner`), as reshapes that join heads and time leave them.
 """
 
 from __future__ import annotations

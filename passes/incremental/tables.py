@@ -1,4 +1,4 @@
-"""Values known without tokens, in the rows wanted of them: taken from the whole, or from the diagonals of a Toeplitz table."""
+"""Values known without tokens, in the rows wanted: taken from the whole, or from the diagonals of a Toeplitz table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def take(whole: Callable[..., Any], roles: dict[int, Role], value: Value) -> Cal
 
 
 def table(value: Value, roles: dict[int, Role]) -> Callable[..., Any]:
-    """A constant built at trace time, as a function of positions: Toeplitz (masks, ALiBi, decay), else a table of rows."""
+    """A constant built at trace time, as a function of positions: Toeplitz (masks, ALiBi, decay) or any table."""
     constant = value.const
     diagonals = _toeplitz(constant, roles)
     if diagonals is None:

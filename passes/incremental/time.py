@@ -1,14 +1,16 @@
 """Which dimensions are time: those that move when the model is traced at another length.
 
-Two graphs of the same program, at a short and at a long length, are walked side by side. Every size becomes `a * T + o`.
-A model that runs at one length only is read from that length alone: a dimension of exactly that size is time, and padding
-or cutting a time dimension leaves it one.
+Two graphs of the same program, at a short and at a long length, are walked side by side. Every size becomes `a * T +
+o`. A model that runs at one length only is read from that length alone: a dimension of exactly that size is time,
+and padding or cutting a time dimension leaves it one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -100,18 +102,25 @@ def _pair(times: Times, a: Graph, b: Graph) -> None:
             _note_constant(times, u, v, None)
 
 
-def _aligned(a: list[Op], b: list[Op]):
-    for i in range(max(len(a), len(b))):
-        op_a, op_b = (ops[i] if i < len(ops) else None for ops in (a, b))
-        same = op_a is not None and op_b is not None and op_a.name == op_b.name
-        if not same or len(op_a.operands) != len(op_b.operands) or len(op_a.regions) != len(op_b.regions):
+def _aligned(a: list[Op], b: list[Op]) -> Iterator[tuple[Op, Op]]:
+    """Pairs the operations of two traces, which must be the same ones."""
+    for op_a, op_b in zip_longest(a, b):
+        if op_a is None or op_b is None or not _same_kind(op_a, op_b):
             raise NotServable(
                 "the program itself changes with the length: a Python loop or branch over time; write the loop as "
                 "jax.lax.scan or jax.lax.map, whose body does not depend on the length",
                 op_b or op_a,
-                detail=f"{op_a.name if op_a else 'nothing'} at one length, {op_b.name if op_b else 'nothing'} at another",
+                detail=f"{_name(op_a)} at one length, {_name(op_b)} at another",
             )
         yield op_a, op_b
+
+
+def _same_kind(a: Op, b: Op) -> bool:
+    return a.name == b.name and len(a.operands) == len(b.operands) and len(a.regions) == len(b.regions)
+
+
+def _name(op: Op | None) -> str:
+    return "nothing" if op is None else op.name
 
 
 def _note(times: Times, u: Value, v: Value, op: Op | None) -> None:

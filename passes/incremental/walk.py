@@ -1,7 +1,8 @@
 """One walk over the demands of a program, backwards from the logits: each is resolved into what it is made from.
 
-The walk tells apart what depends on tokens from what depends on positions only (which can always be had whole), rows of the
-new tokens from all rows so far (`keys`, cached at the cut), delayed rows (windows), and the meanings of a loop.
+The walk tells apart what depends on tokens from what depends on positions only (which can always be had whole), rows
+of the new tokens from all rows so far (`keys`, cached at the cut), delayed rows (windows), and the meanings of a
+loop.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Walk:
         if op.name == "scan":
             if demand.shift < 0:
                 raise self._refuse_ahead(demand)
-            return self._resolve_loop(frame, demand)
+            return self._resolve_loop(frame, op, demand)
         return self._by_rule(frame, demand)
 
     def _by_dim(self, demand: Demand) -> dict[int, Role]:
@@ -90,9 +91,8 @@ class Walk:
         return Site(op, demand.value, self._by_dim(demand), self.times, frame.over_time, _Keeper(self, frame))
 
     def _by_rule(self, frame: Frame, demand: Demand) -> Node:
-        op = demand.value.op
-        rule = RULES.get(op.name)
         site = self.site(frame, demand)
+        op, rule = site.op, RULES.get(site.op.name)
         if rule is None:
             raise site.refuse(
                 _NO_RULE.get(op.name, f"there is no incremental rule for {op.name} on values that depend on tokens")
@@ -217,9 +217,8 @@ class Walk:
     def _is_lead_time(self, op: Op) -> bool:
         return self.times.moves(op, "length")
 
-    def _resolve_loop(self, frame: Frame, demand: Demand) -> Node:
-        value, op = demand.value, demand.value.op
-        num_carry, index = op.params["num_carry"], value.index
+    def _resolve_loop(self, frame: Frame, op: Op, demand: Demand) -> Node:
+        num_carry, index = op.params["num_carry"], demand.value.index
         lead: Role | None = None
         roles = demand.roles
         if self._is_lead_time(op):

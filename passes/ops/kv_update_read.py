@@ -1,10 +1,10 @@
 """`kv_update_read`: writes new rows into a paged pool, then reads the pages of a request, as one operation.
 
-Write-then-read lets XLA update a donated pool in place (read-then-write makes it copy the pool), and the operation's own
-batching rule keeps the pool unbatched when a step is mapped over requests. Meaning, for one request:
+Write-then-read lets XLA update a donated pool in place (read-then-write makes it copy the pool), and the operation's
+own batching rule keeps the pool unbatched when a step is mapped over requests. Meaning, for one request:
 
-    pool[layer, page_row[p // Z], p % Z] = rows[i]   for each i with p = positions[i] inside the pages, others are dropped
-    view[s] = pool[layer, page_row[s // Z], s % Z]    for s < length
+    pool[layer, pages[p // Z], p % Z] = rows[i]    for each i, p = positions[i]; positions outside are dropped
+    view[s] = pool[layer, pages[s // Z], s % Z]    for s < length
 
 FLOPs: 0. Bytes: rows written and view read. Shard rule: the row axes shard as the rows do.
 """

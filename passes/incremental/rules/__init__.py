@@ -1,7 +1,7 @@
 """Incremental rules: how the rows wanted of an operation's result are made from rows of its operands.
 
-A rule is a pure function `Site -> Recipe`. `RULES` maps primitive names to rules; it is the whole of what the derivation
-knows about operations, loops excepted (`passes.incremental.derive`).
+A rule is a pure function `Site -> Recipe`. `RULES` maps primitive names to rules; it is the whole of what the
+derivation knows about operations, loops excepted (`passes.incremental.walk`).
 """
 
 from __future__ import annotations

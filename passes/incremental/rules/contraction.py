@@ -1,5 +1,5 @@
-"""Operations that combine the entries of an axis: products, reductions, sorting. An axis of time that is combined is wanted
-whole (`keys`); the result must keep a query axis, or early tokens would see later ones.
+"""Operations that combine the entries of an axis: products, reductions, sorting. An axis of time that is combined is
+wanted whole (`keys`); the result must keep a query axis, or early tokens would see later ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Convolution over time: each tap of row t reads one earlier row, so a causal convolution keeps a window of its input."""
+"""Convolution over time: each tap of row t reads one earlier row, so a causal convolution keeps a window of its
+input."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def _associative_scan(site: Site) -> Recipe:
     demands = [site.all_keys(c) for c in consts]
     states = []
     for i, (u, a) in enumerate(zip(elems, axes, strict=True)):
-        if [d for d in site.times.dims(u)] != [a]:
+        if site.times.dims(u) != (a,):
             raise site.refuse("scans elements that have another time axis")
         demands.append(site.demand(u, {a: Rows()}))
         shape = tuple(1 if d == a else n for d, n in enumerate(u.shape))

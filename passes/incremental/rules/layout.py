@@ -1,6 +1,7 @@
 """Operations that rearrange or repeat: broadcast, transpose, reshape, squeeze, stack, tile, iota.
 
-A reshape may merge time with other axes or split them again; the role then says how the rows lie in the merged dimension.
+A reshape may merge time with other axes or split them again; the role then says how the rows lie in the merged
+dimension.
 """
 
 from __future__ import annotations

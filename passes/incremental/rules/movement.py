@@ -1,7 +1,8 @@
 """Operations that move rows along time: slice, pad, concatenate, split, reverse. One mechanism: integer shifts.
 
-Row i of a dimension wanted in role `Rows(d)` is position p - d; cutting s rows off the front asks the operand for d - s,
-padding with p rows for d + p. Reading ahead (a negative shift) is refused where it reaches something that depends on tokens.
+Row i of a dimension wanted in role `Rows(d)` is position p - d; cutting s rows off the front asks the operand for d
+- s, padding with p rows for d + p. Reading ahead (a negative shift) is refused where it reaches something that
+depends on tokens.
 """
 
 from __future__ import annotations
@@ -59,12 +60,13 @@ def _cut(
         return _last_row(site)
     roles: dict[int, Role] = {}
     for d in u_time:
+        first = starts[d]
         if d in v_time and site.is_rows(d):
-            if strides[d] != 1 or starts[d] is None:
+            if strides[d] != 1 or first is None:
                 raise site.refuse("takes every other token, or starts at a computed token")
-            if starts[d] != short_starts[d]:
+            if first != short_starts[d]:
                 raise site.refuse("cuts time at a place counted from the end")
-            roles[d] = site.plain_rows(d).shifted(-starts[d]) if starts[d] else site.roles[d]
+            roles[d] = site.plain_rows(d).shifted(-first) if first else site.roles[d]
         else:
             roles[d] = KEYS
     start_demands = [site.all_keys(s) for s in dynamic]
@@ -72,12 +74,13 @@ def _cut(
     def emit(ctx, xs):
         x, computed = xs[0], iter(xs[1:])
         for d, n in enumerate(v.shape):
-            start = starts[d] if starts[d] is not None else next(computed)
+            fixed = starts[d]
+            start = fixed if fixed is not None else next(computed)
             if d in v_time and site.is_rows(d):
                 if d not in u_time:  # a table longer than the sequence, cut to its length
                     x = take_rows(ctx, x, d, start + ctx.indices(site.roles[d], n) * strides[d])
-            elif isinstance(start, int):
-                x = lax.slice_in_dim(x, start, start + (n - 1) * strides[d] + 1 if n else start, strides[d], axis=d)
+            elif fixed is not None:
+                x = lax.slice_in_dim(x, fixed, fixed + (n - 1) * strides[d] + 1 if n else fixed, strides[d], axis=d)
             else:
                 x = lax.dynamic_slice_in_dim(x, start, n, axis=d)
         return x
@@ -86,7 +89,7 @@ def _cut(
 
 
 def _last_row(site: Site) -> Recipe:
-    """A row counted from the end, such as `roll` brings to the front: zeros; the certificate shows whether it is used."""
+    """A row counted from the end, such as `roll` brings to the front: zeros, which the certificate shows if used."""
 
     def emit(ctx, xs):
         return jnp.zeros(restricted_shape(site.value, site.roles, ctx.num_rows), ctx.dtype(site.value.dtype))
@@ -96,7 +99,7 @@ def _last_row(site: Site) -> Recipe:
 
 def _pad(site: Site) -> Recipe:
     u, fill = site.op.operands
-    config = [tuple(map(int, c)) for c in site.op.params["padding_config"]]
+    config = [(int(low), int(high), int(between)) for low, high, between in site.op.params["padding_config"]]
     roles: dict[int, Role] = dict(site.roles)
     shifted = [d for d in site.times.dims(u) if site.is_rows(d) and config[d] != (0, 0, 0)]
     for d in shifted:
@@ -123,7 +126,7 @@ def _pad(site: Site) -> Recipe:
 
 
 def _concatenate(site: Site) -> Recipe:
-    dim, parts = site.op.params["dimension"], [u for u in site.op.operands]
+    dim, parts = site.op.params["dimension"], list(site.op.operands)
     if not site.is_rows(dim):
         return Recipe([_beside(site, u) for u in parts], lambda ctx, xs: ctx.bind(site, xs))
     role, parts = site.plain_rows(dim), [u for u in parts if u.shape[dim]]
