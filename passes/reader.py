@@ -64,11 +64,16 @@ def _inline(
             regions = tuple(read_jaxpr(body, source, keep) for body in compat.region_jaxprs(eqn))
             params = compat.region_params(eqn) if regions else eqn.params
             avals = [v.aval for v in eqn.outvars]
-            op = Op(eqn.primitive, operands, params, avals, regions, source, eqn.effects)
+            op = Op(eqn.primitive, operands, _plain(params), avals, regions, source, eqn.effects)
             graph.ops.append(op)
             results = op.results
         env.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _plain(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters with NumPy's integers, which user code may hand to JAX as an axis, as Python's."""
+    return {key: int(x) if isinstance(x, np.integer) else x for key, x in params.items()}
 
 
 def _concrete(const: Any) -> Any:

@@ -228,7 +228,8 @@ def run_loop(ctx: Context, loop: Loop, made: dict[Demand, Any]) -> dict[tuple[in
     num_consts, num_carry = loop.op.params["num_consts"], loop.op.params["num_carry"]
     position = {v: i for i, v in enumerate(loop.frame.graph.inputs)}
     consts = {d: made[s] for d, s in loop.sources.items() if position[d.value] < num_consts}
-    scanned = {d: made[s] for d, s in loop.sources.items() if position[d.value] >= num_consts + num_carry}
+    scan_inputs = [d for d in loop.sources if position[d.value] >= num_consts + num_carry]
+    scanned = [made[loop.sources[d]] for d in scan_inputs]
     carried = [key for key in loop.wanted if key[0] < num_carry]
     stacked = [key for key in loop.wanted if key[0] >= num_carry]
     initial = [made[loop.initial[key]] for key in carried]
@@ -236,8 +237,9 @@ def run_loop(ctx: Context, loop: Loop, made: dict[Demand, Any]) -> dict[tuple[in
     carry_inputs = [Demand(inputs[num_consts + j], roles) for j, roles in carried]
     outputs = [Demand(loop.frame.graph.outputs[j], roles) for j, roles in loop.wanted]
 
-    def body(inner: Context, carry: Sequence[Any], xs: dict[Demand, Any]) -> dict[Any, Any]:
-        inner.loop_inputs = {**consts, **dict(zip(carry_inputs, carry, strict=True)), **xs}
+    def body(inner: Context, carry: Sequence[Any], xs: Sequence[Any]) -> dict[Any, Any]:
+        given = zip([*carry_inputs, *scan_inputs], [*carry, *xs], strict=True)
+        inner.loop_inputs = {**consts, **dict(given)}
         return dict(zip(loop.wanted, run_frame(inner, loop.frame, ctx.plan.order[loop.frame], outputs), strict=True))
 
     if loop.lead is None:
@@ -249,7 +251,7 @@ def run_loop(ctx: Context, loop: Loop, made: dict[Demand, Any]) -> dict[tuple[in
     return {**dict(zip(carried, final, strict=True)), **dict(zip(stacked, ys, strict=True))}
 
 
-Body = Callable[[Context, Sequence[Any], dict[Demand, Any]], dict[Any, Any]]
+Body = Callable[[Context, Sequence[Any], Sequence[Any]], dict[Any, Any]]
 
 
 def _over_keys(ctx, loop: Loop, body: Body, carried, stacked, initial, scanned):
