@@ -17,6 +17,7 @@ import numpy as np
 
 from passes.graph import Graph, Op, Value
 from passes.incremental.errors import NotServable
+from passes.incremental.full_slices import restore_full_slices
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def read_times(short_graph: Graph, long_graph: Graph, short: int, long: int) -> 
       NotServable: the program itself changes with the length, as a Python loop over time makes it.
     """
     times = Times(short, long)
+    restore_full_slices(short_graph, long_graph)
     _pair(times, short_graph, long_graph)
     return times
 
