@@ -8,6 +8,7 @@ Supported: jax 0.10.2, 0.11.2, 0.12.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sysconfig
@@ -138,6 +139,7 @@ def is_high(jaxpr: Any) -> bool:
 _LIBRARIES = ("jax", "jaxlib", "flax", "einops", "equinox", "haiku", "optax", "numpy", "jaxtyping", "beartype")
 
 
+@functools.cache
 def _library_prefixes() -> tuple[str, ...]:
     site = {sysconfig.get_paths()[key] for key in ("purelib", "platlib", "stdlib")}
     return tuple(sorted(site)) + ("<",)

@@ -9,10 +9,12 @@ branch.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import jax
 
@@ -20,6 +22,7 @@ from passes import compat
 from passes.constants import scalar
 from passes.graph import Graph, Op, Value
 from passes.reader import read_jaxpr, trace
+from passes.replay import apply_op
 
 _MOVEMENT = frozenset(
     "bitcast_convert_type broadcast_in_dim concatenate convert_element_type copy copy_p dynamic_slice "
@@ -59,15 +62,25 @@ def op_cost(op: Op) -> Cost:
         return once + Cost(is_lower_bound=True) if trips is None else once.times(trips)
     if op.name == "cond":
         return max((graph_cost(region) for region in op.regions), key=lambda cost: (cost.flops, cost.bytes))
-    meaning = compat.meaning_of(op.primitive)
-    if meaning is not None:
-        avals = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in op.operands]
-        return graph_cost(trace(lambda *args: meaning(*args, **op.params), *avals)[0])
+    if compat.meaning_of(op.primitive) is not None:
+        avals = tuple(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in op.operands)
+        if op.regions:
+            return _cost_of(lambda *args: apply_op(op, args), avals)
+        return _cost_of_meaning(op.primitive, tuple(sorted(op.params.items())), avals)
     called = compat.called_jaxpr(op)
     if called is not None:
         return graph_cost(read_jaxpr(called))
     inner = sum((graph_cost(region) for region in op.regions), Cost())
     return inner + Cost(_flops(op), _bytes(op))
+
+
+@functools.lru_cache(maxsize=1024)  # a model has the same operation in every layer
+def _cost_of_meaning(primitive: Any, params: tuple[tuple[str, Any], ...], avals: tuple[Any, ...]) -> Cost:
+    return _cost_of(lambda *args: compat.meaning_of(primitive)(*args, **dict(params)), avals)
+
+
+def _cost_of(fn: Callable[..., Any], avals: tuple[Any, ...]) -> Cost:
+    return graph_cost(trace(fn, *avals)[0])
 
 
 def _flops(op: Op) -> int:

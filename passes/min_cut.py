@@ -1,13 +1,14 @@
 """The cheapest set of vertices that separates sources from sinks in a directed graph (max-flow, min-cut).
 
 Knows no program. Each vertex is split into an entry and an exit joined by an edge of its weight; edges between vertices
-cannot be cut. Augmenting paths are found breadth first (Edmonds and Karp, doi:10.1145/321694.321699).
+cannot be cut. Flow is pushed level by level (Dinic's algorithm).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
+from itertools import pairwise
 from typing import TypeVar
 
 V = TypeVar("V", bound=Hashable)
@@ -41,29 +42,55 @@ def min_vertex_cut(
         connect(_SOURCE, 2 * number[vertex], infinite)
     for vertex in sinks:
         connect(2 * number[vertex] + 1, _SINK, infinite)
-    while path := _augmenting_path(capacity):
-        room = min(capacity[a][b] for a, b in path)
-        for a, b in path:
-            capacity[a][b] -= room
-            capacity[b][a] += room
+    _saturate(capacity)
     near_sink = _reaching_sink(capacity)
     return {vertex for vertex, i in number.items() if 2 * i + 1 in near_sink and 2 * i not in near_sink}
 
 
-def _augmenting_path(capacity: Mapping[int, Mapping[int, int]]) -> list[tuple[int, int]]:
-    """A shortest path with room from the source to the sink, as edges; empty when there is none."""
-    came_from, queue = {_SOURCE: _SOURCE}, deque([_SOURCE])
-    while queue and _SINK not in came_from:
+def _saturate(capacity: dict[int, dict[int, int]]) -> None:
+    """Pushes flow from source to sink until no path has room."""
+    while (level := _levels(capacity)) is not None:
+        unexplored = {node: list(edges) for node, edges in capacity.items()}
+        while path := _path(capacity, level, unexplored):
+            room = min(capacity[a][b] for a, b in path)
+            for a, b in path:
+                capacity[a][b] -= room
+                capacity[b][a] += room
+
+
+def _levels(capacity: Mapping[int, Mapping[int, int]]) -> dict[int, int] | None:
+    """Each node's distance from the source along edges with room; None when the sink is out of reach."""
+    level, queue = {_SOURCE: 0}, deque([_SOURCE])
+    while queue:
         node = queue.popleft()
         for other, room in capacity.get(node, {}).items():
-            if room and other not in came_from:
-                came_from[other] = node
+            if room and other not in level:
+                level[other] = level[node] + 1
                 queue.append(other)
-    path, node = [], _SINK
-    while node in came_from and node != _SOURCE:
-        path.append((came_from[node], node))
-        node = came_from[node]
-    return path
+    return level if _SINK in level else None
+
+
+def _path(
+    capacity: Mapping[int, Mapping[int, int]], level: Mapping[int, int], unexplored: dict[int, list[int]]
+) -> list[tuple[int, int]]:
+    """A path with room that climbs a level an edge, as edges; empty when there is none left.
+
+    An edge that leads nowhere is dropped from `unexplored` and not tried again at these levels.
+    """
+    path = [_SOURCE]
+    while path[-1] != _SINK:
+        node = path[-1]
+        edges = unexplored.get(node, [])
+        while edges and not (capacity[node][edges[-1]] and level.get(edges[-1]) == level[node] + 1):
+            edges.pop()
+        if edges:
+            path.append(edges[-1])
+        elif node == _SOURCE:
+            return []
+        else:
+            path.pop()
+            unexplored[path[-1]].pop()
+    return list(pairwise(path))
 
 
 def _reaching_sink(capacity: Mapping[int, Mapping[int, int]]) -> set[int]:

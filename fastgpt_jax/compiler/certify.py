@@ -304,7 +304,7 @@ def count_flops(captured: Captured, program: Program) -> tuple[int, int, int]:
 def _flops_of_one_more(captured: Captured) -> int:
     """FLOPs of the forward at capacity beyond those of a sequence one token shorter."""
     capacity = captured.capacity
-    longest = _flops(captured.graph_at(capacity))
+    longest = _flops(captured.graph)
     for length in (*(capacity - n for n in (1, 2, 4, 8, 16, 32)), captured.times.short):
         if 0 < length < capacity:
             try:

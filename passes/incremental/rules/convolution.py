@@ -39,7 +39,8 @@ def _causal(site: Site, axis: int) -> Recipe:
     if site.times.short_params[site.op]["padding"][j][0] != low:
         raise site.refuse("pads time by an amount that depends on the length")
     shifts = [role.shift + low - i * dilation for i in range(taps)]
-    if min(shifts) < 0 and site.is_dependent:
+    in_front = max(site.times.extent(u, d).offset, 0)  # rows that padding may have put before the first token
+    if min(shifts) < -in_front and site.is_dependent:
         raise site.refuse(
             f"row t of the convolution reads token t+{-min(shifts)}: it looks into the future; pad on the left"
         )
