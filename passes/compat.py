@@ -171,6 +171,24 @@ def user_frames(source_info: Any) -> list[tuple[str, int]]:
     return [f for f in inner if not f[0].startswith("<") and not any(p in f[0] for p in parts)]
 
 
+# --------------------------------------------------------------------------------------- compiling for few runs
+def quick_jit(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit` for programs that run a few times: on CPU without most of LLVM's work, which is most of a compile.
+
+    The arithmetic stays the same operation by operation. Other backends compile as ever.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.jit(fn)
+    options: dict[str, bool | int | float | str] = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_parallel_codegen_split_count": 1,
+    }
+    if jax.__version_info__ < (0, 11):  # later releases know no other emitters
+        options["xla_cpu_use_fusion_emitters"] = False
+    return jax.jit(fn, compiler_options=options)
+
+
 # --------------------------------------------------------------------------------------- primitives of ours
 def make_primitive(
     name: str,

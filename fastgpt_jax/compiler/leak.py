@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -125,8 +124,8 @@ class _Comparison:
             found = self.frontier(body_a, body_b, args_a, args_b)
             if found is not None:
                 return found
-            carry_a = jax.jit(lambda args: replay.evaluate(body_a, args, _WIDE))(args_a)[: len(carry_a)]
-            carry_b = jax.jit(lambda args: replay.evaluate(body_b, args, _WIDE))(args_b)[: len(carry_b)]
+            carry_a = compat.quick_jit(lambda args: replay.evaluate(body_a, args, _WIDE))(args_a)[: len(carry_a)]
+            carry_b = compat.quick_jit(lambda args: replay.evaluate(body_b, args, _WIDE))(args_b)[: len(carry_b)]
         return None
 
 
@@ -144,4 +143,4 @@ def _all_values(graph: Graph, args: list[Any]) -> dict[Value, Any]:
             env.update(zip(op.results, replay.apply_op(op, operands, _WIDE), strict=True))
         return [env[v] for v in keep]
 
-    return dict(zip(keep, jax.jit(run)(args), strict=True))
+    return dict(zip(keep, compat.quick_jit(run)(args), strict=True))
