@@ -62,11 +62,12 @@ def op_cost(op: Op) -> Cost:
         return once + Cost(is_lower_bound=True) if trips is None else once.times(trips)
     if op.name == "cond":
         return max((graph_cost(region) for region in op.regions), key=lambda cost: (cost.flops, cost.bytes))
-    if compat.meaning_of(op.primitive) is not None:
+    meaning = compat.meaning_of(op.primitive)
+    if meaning is not None:
         avals = tuple(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in op.operands)
         if op.regions:
             return _cost_of(lambda *args: apply_op(op, args), avals)
-        return _cost_of_meaning(op.primitive, tuple(sorted(op.params.items())), avals)
+        return _cost_of_meaning(meaning, tuple(sorted(op.params.items())), avals)
     called = compat.called_jaxpr(op)
     if called is not None:
         return graph_cost(read_jaxpr(called))
@@ -75,8 +76,8 @@ def op_cost(op: Op) -> Cost:
 
 
 @functools.lru_cache(maxsize=1024)  # a model has the same operation in every layer
-def _cost_of_meaning(primitive: Any, params: tuple[tuple[str, Any], ...], avals: tuple[Any, ...]) -> Cost:
-    return _cost_of(lambda *args: compat.meaning_of(primitive)(*args, **dict(params)), avals)
+def _cost_of_meaning(meaning: Callable[..., Any], params: tuple[tuple[str, Any], ...], avals: tuple[Any, ...]) -> Cost:
+    return _cost_of(lambda *args: meaning(*args, **dict(params)), avals)
 
 
 def _cost_of(fn: Callable[..., Any], avals: tuple[Any, ...]) -> Cost:

@@ -26,6 +26,7 @@ from passes import compat
 from passes.cost import graph_cost, op_cost
 from passes.graph import Graph
 from passes.incremental.errors import NotServable
+from passes.incremental.time import Times
 from passes.reader import trace
 from passes.replay import Widening, evaluate
 
@@ -48,7 +49,7 @@ class Certificate:
       min_first_chunk: Tokens the first chunk of a request must hold; above 1 for a prefix-LM.
       worst_error: Largest difference between the derived step and the forward, relative to the largest logit.
       decode_flops: FLOPs of a decode step at capacity.
-      forward_flops: What one more token costs the forward there.
+      forward_flops: What one more token costs the forward there, with what its parameters alone cost.
       expansion_flops: The part of `decode_flops` that expands cached latents (MLA), on top of the bound.
       seconds: Time the certificate took.
     """
@@ -311,7 +312,8 @@ def count_flops(captured: Captured, program: Program) -> tuple[int, int, int]:
     graph, _ = trace(
         lambda p, s, i: program.logits(p, s, i, last_row=False), leaves, state, _inputs(np.zeros(1, np.int32), 1, 0)
     )
-    return _flops(graph), _flops_of_one_more(captured), program.plan.expansion_flops()
+    one_more = _flops_of_one_more(captured) + _flops_of_parameters(captured.graph, captured.times)
+    return _flops(graph), one_more, program.plan.expansion_flops()
 
 
 def _flops_of_one_more(captured: Captured) -> int:
@@ -327,6 +329,17 @@ def _flops_of_one_more(captured: Captured) -> int:
     return (
         2 * longest // capacity
     )  # one length only: FLOPs grow at most with its square, the last token at most twice the mean
+
+
+def _flops_of_parameters(graph: Graph, times: Times) -> int:
+    """FLOPs on values that neither time nor tokens enter: spent once a sequence by the forward, once a step here."""
+    total = 0
+    for op in graph.ops:
+        if op.name == "scan" and op.regions[0].ops:
+            total += op.params["length"] * _flops_of_parameters(op.regions[0], times)
+        elif not any(times.dims(v) or times.is_dependent(v) for v in (*op.operands, *op.results)):
+            total += op_cost(op).flops
+    return total
 
 
 def _flops(graph: Graph) -> int:

@@ -104,8 +104,9 @@ class _Comparison:
         p, q = np.asarray(x[tuple(cut)]), np.asarray(y[tuple(cut)])
         if p.dtype.kind not in "fc":
             return bool((p != q).any())
-        typical = np.abs(p[np.isfinite(p) & (p != 0)])  # the median, since masked scores hold huge fills
-        scale = float(np.median(typical)) if typical.size else 1.0
+        # Magnitudes of what differs at all, low ones: masked scores hold huge fills, which would hide all else.
+        typical = np.abs(p[np.isfinite(p) & (p != 0) & (p != q)])
+        scale = float(np.quantile(typical, 0.25)) if typical.size else 1.0
         return not np.allclose(p, q, rtol=10 * _TOLERANCE, atol=_TOLERANCE * scale, equal_nan=True)
 
     def _inside(self, op: Op, op_a: Op, values_a: dict[Value, Any], values_b: dict[Value, Any]) -> Op | None:
