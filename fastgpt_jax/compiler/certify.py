@@ -48,8 +48,8 @@ class Certificate:
       lengths: Lengths at which prefixes were compared, in tokens.
       min_first_chunk: Tokens the first chunk of a request must hold; above 1 for a prefix-LM.
       worst_error: Largest difference between the derived step and the forward, relative to the largest logit.
-      decode_flops: FLOPs of a decode step at capacity.
-      forward_flops: What one more token costs the forward there, with what its parameters alone cost.
+      decode_flops: FLOPs of a decode step at capacity, without what parameters alone determine, which is made once.
+      forward_flops: What one more token costs the forward there.
       expansion_flops: The part of `decode_flops` that expands cached latents (MLA), on top of the bound.
       seconds: Time the certificate took.
     """
@@ -312,8 +312,8 @@ def count_flops(captured: Captured, program: Program) -> tuple[int, int, int]:
     graph, _ = trace(
         lambda p, s, i: program.logits(p, s, i, last_row=False), leaves, state, _inputs(np.zeros(1, np.int32), 1, 0)
     )
-    one_more = _flops_of_one_more(captured) + _flops_of_parameters(captured.graph, captured.times)
-    return _flops(graph), one_more, program.plan.expansion_flops()
+    decode = _flops(graph) - _flops_of_parameters(captured.graph, captured.times)
+    return decode, _flops_of_one_more(captured), program.plan.expansion_flops()
 
 
 def _flops_of_one_more(captured: Captured) -> int:
@@ -332,7 +332,7 @@ def _flops_of_one_more(captured: Captured) -> int:
 
 
 def _flops_of_parameters(graph: Graph, times: Times) -> int:
-    """FLOPs on values that neither time nor tokens enter: spent once a sequence by the forward, once a step here."""
+    """FLOPs on values that neither time nor tokens enter."""
     total = 0
     for op in graph.ops:
         if op.name == "scan" and op.regions[0].ops:
