@@ -26,6 +26,7 @@ from passes import compat
 from passes.cost import graph_cost, op_cost
 from passes.graph import Graph
 from passes.incremental.errors import NotServable
+from passes.incremental.expansion import expansion_flops
 from passes.incremental.time import Times
 from passes.reader import trace
 from passes.replay import Widening, evaluate
@@ -313,7 +314,7 @@ def count_flops(captured: Captured, program: Program) -> tuple[int, int, int]:
         lambda p, s, i: program.logits(p, s, i, last_row=False), leaves, state, _inputs(np.zeros(1, np.int32), 1, 0)
     )
     decode = _flops(graph) - _flops_of_parameters(captured.graph, captured.times)
-    return decode, _flops_of_one_more(captured), program.plan.expansion_flops()
+    return decode, _flops_of_one_more(captured), expansion_flops(program.plan)
 
 
 def _flops_of_one_more(captured: Captured) -> int:

@@ -116,11 +116,19 @@ def recompute_cost(op: Op, value: Value, users: dict[Value, list[Op]], time_dim:
         return 0.25 * value.size
     (contracted, _), _ = op.params["dimension_numbers"]
     depth = math.prod(op.operands[0].shape[d] for d in contracted)
-    heads = _absorbing_heads(value, users)
-    expands = value.size >= 2 * depth * value.shape[time_dim]
-    if heads and expands:
-        return 0.5 * size + 2 * depth * max(heads) * value.shape[time_dim] / FLOPS_PER_BYTE
+    if is_expansion(op, value, users, time_dim):
+        heads = max(_absorbing_heads(value, users) or [1])
+        return 0.5 * size + 2 * depth * heads * value.shape[time_dim] / FLOPS_PER_BYTE
     return 2.0 * size + 2.0 * value.size * depth / FLOPS_PER_BYTE
+
+
+def is_expansion(op: Op, value: Value, users: dict[Value, list[Op]], time_dim: int) -> bool:
+    """Whether a product at least doubles its rows and only contractions read them, so that a query can absorb it."""
+    if op.name != "dot_general" or not _absorbing_heads(value, users):
+        return False
+    (contracted, _), _ = op.params["dimension_numbers"]
+    depth = math.prod(op.operands[0].shape[d] for d in contracted)
+    return value.size >= 2 * depth * value.shape[time_dim]
 
 
 def _absorbing_heads(value: Value, users: dict[Value, list[Op]]) -> list[int] | None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from passes.cost import op_cost
 from passes.graph import Graph, Op, Value
 from passes.incremental.roles import Demand, Role
 from passes.incremental.state import State
@@ -138,20 +137,3 @@ class Plan:
     def capacity(self) -> int:
         """The largest number of tokens of a request."""
         return self.times.long
-
-    def expansion_flops(self) -> int:
-        """FLOPs that each step spends on products of all cached rows, as MLA's latents are expanded."""
-        total = 0
-        for frame in self.frame.frames():
-            if frame.over_time:
-                continue
-            for demand, node in frame.nodes.items():
-                op = demand.value.op
-                whole = demand.roles and not demand.wants_rows and self.times.is_dependent(demand.value)
-                if whole and op is not None and op.name == "dot_general" and len(node.operands) == len(op.operands):
-                    total += op_cost(op).flops * _trips(frame)
-        return total
-
-
-def _trips(frame: Frame) -> int:
-    return 1 if frame.loop is None else frame.loop.op.params["length"]
