@@ -9,6 +9,7 @@ And it counts: a decode step may cost at most 1.2 times what one more token cost
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ MAX_DECODE_RATIO = 1.2
 FORWARD_FLOP_BUDGET = 2e11
 _PREFILL_CHUNKS = 3
 _DECODE_STEPS = 4
+_PAGE = 1  # not the first, so that a page is looked up and not assumed
 _WIDE = Widening("float32")
 Jit = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -271,6 +273,7 @@ def serve_logits(
     chunk = min(chunk, prefill)
 
     step = jit(lambda *args: program.logits(*args, last_row=False, widening=_WIDE))
+    program = dataclasses.replace(program, num_pages=_PAGE + 1)
     state, out, start = _poisoned(program.init_state(_WIDE)), [], 0
     with jax.default_matmul_precision("highest"):
         while start < len(tokens):
@@ -288,7 +291,7 @@ def _inputs(tokens: np.ndarray, size: int, start: int) -> StepInputs:
     return StepInputs(
         tokens=jnp.asarray(padded),
         num_new=jnp.asarray([len(tokens)], jnp.int32),
-        page_table=jnp.asarray([[0]], jnp.int32),
+        page_table=jnp.asarray([[_PAGE]], jnp.int32),
         cache_len=jnp.asarray([start], jnp.int32),
         targets=jnp.zeros(size, jnp.int32),
     )
