@@ -121,11 +121,11 @@ def two_requests(model: zoo.ZooModel) -> tuple[np.ndarray, int]:
 
 
 def step_inputs(requests: np.ndarray, turn: Turn) -> StepInputs:
-    """The arrays of one step; an idle row names the page that belongs to nobody."""
+    """The arrays of one step; an idle row names the other request's page, which it must leave alone."""
     tokens = np.full((2, turn.chunk), 1, np.int32)
     for r, (start, count) in enumerate(zip(turn.starts, turn.counts, strict=True)):
         tokens[r, :count] = requests[r, start : start + count]
-    pages = [slot if count else NUM_PAGES - 1 for slot, count in zip(SLOTS, turn.counts, strict=True)]
+    pages = [SLOTS[r] if count else SLOTS[1 - r] for r, count in enumerate(turn.counts)]
     return StepInputs(
         tokens=tokens.reshape(-1),
         num_new=np.asarray(turn.counts, np.int32),

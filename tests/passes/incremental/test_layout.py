@@ -91,6 +91,16 @@ def test_reshape_carries_roles_into_a_merge(shape, merged, role, operand_role):
     assert demand.value is op.operands[0] and demand.roles == (operand_role,)
 
 
+def test_reshape_of_time_that_is_merged_already_keeps_what_stays_merged():
+    def fn(tokens):
+        x = jnp.broadcast_to(tokens[0, :, None], (2, tokens.shape[1], 3)).reshape(2, -1)
+        return jnp.exp(x).reshape(-1)
+
+    read = program(fn)
+    (demand,) = RULES["reshape"](read.site_of(read.graph.ops[-1], {0: Rows(outer=2, inner=3)})).operands
+    assert demand.roles == (Rows(inner=3),)
+
+
 @pytest.mark.parametrize(
     "fn",
     [
