@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
+# Two workers: compiling, which is what takes the time, runs on one thread.
+PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 
 # A stamp carries the checksum of what it was installed from, so that a changed file installs again.
@@ -25,10 +27,10 @@ demo: $(BASE)
 	$(VENV)/bin/fastgpt demo
 
 test: $(TEST)
-	$(VENV)/bin/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) -m 'not slow' $(PYTEST_ARGS)
 
 test-all: $(TEST)
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
 check: $(TEST) $(DEV)
 	$(VENV)/bin/ruff format --check .

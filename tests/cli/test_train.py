@@ -32,6 +32,7 @@ def arguments(folder, *more):
     return ["--config", f"{folder}/config.py", "--text", f"{folder}/text.txt", "--output", f"{folder}/out", *more]
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_and_its_folder_printed(files, capsys):
     assert main(arguments(files, "--config.steps=3", "--config.optimizer.learning-rate", "0.01")) == 0
     out, err = capsys.readouterr()

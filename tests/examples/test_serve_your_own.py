@@ -28,6 +28,7 @@ def test_the_model_is_about_45_lines():
     assert sum(bool(line.strip()) for line in lines[begin:end]) <= 45
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(example, capsys):
     fn, params = example.make_model()
     example.train(params, b"To be, or not to be: that is the question. " * 10, 8)
@@ -54,6 +55,7 @@ def test_served_bytes_are_those_of_the_forward_past_the_window(example):
             ids.append(token)
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_script(example, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["serve_your_own.py", "--quick"])
     example.main()
