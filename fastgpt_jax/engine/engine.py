@@ -5,7 +5,7 @@ The one idea: everything that happens is one of add, abort and step, and the eng
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from fastgpt_jax.engine.args import EngineArgs
 from fastgpt_jax.engine.compiled import CompiledModel, end_ids
 from fastgpt_jax.engine.loading import resolve_model
+from fastgpt_jax.engine.offline import Offline, Params
 from fastgpt_jax.engine.outputs import Logprob, RequestOutput
 from fastgpt_jax.engine.prompts import Prompt, check_params, check_prompt, encode_prompt
 from fastgpt_jax.engine.request import Request, RequestGroup
@@ -46,6 +47,7 @@ class LLMEngine:
         self._groups: dict[str, RequestGroup] = {}
         self._runner = Runner(compiled)
         self._scheduler = Scheduler(compiled.max_num_seqs, compiled.prefill_buckets, max_num_batched_tokens)
+        self._offline = Offline(self)
         self.num_full_sorts = 0
 
     @classmethod
@@ -113,6 +115,27 @@ class LLMEngine:
             if group.is_finished:
                 del self._groups[group.request_id]
         return [group.to_output() for group in groups]
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        sampling_params: Params | None = None,
+        *,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Continues every prompt; as `LLM.generate`, for callers that hold an engine."""
+        return self._offline.generate(prompts, prompt_token_ids, sampling_params, use_tqdm)
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        sampling_params: Params | None = None,
+        *,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    ) -> Iterator[tuple[int, RequestOutput]]:
+        """Continues every prompt; as `LLM.stream`, for callers that hold an engine."""
+        return self._offline.stream(prompts, prompt_token_ids, sampling_params)
 
     def _absorb(self, batch: Batch, row: int, outputs: StepOutputs) -> Request | None:
         """Takes one row's results; returns its request if that brought a token."""

@@ -293,3 +293,15 @@ def test_random_adds_aborts_and_steps_keep_the_engine_whole(operations, max_num_
         prompt, max_tokens, n = prompts[name]
         expected = continue_greedily(prompt, min(max_tokens, 24 - len(prompt)))
         assert [completion.token_ids for completion in output.outputs] == [expected] * n
+
+
+def test_an_engine_generates_as_an_llm_does_with_parameters_in_a_dict():
+    compiled = FakeCompiled()
+    args = EngineArgs(model=compiled)
+    engine = LLMEngine.from_engine_args(args)
+    outputs = engine.generate(prompt_token_ids=[[1, 2], [3]], sampling_params={"temperature": 0.0, "max_tokens": 4})
+    same = LLM(FakeCompiled()).generate(
+        prompt_token_ids=[[1, 2], [3]], sampling_params=SamplingParams(temperature=0.0, max_tokens=4), use_tqdm=False
+    )
+    assert [o.outputs[0].token_ids for o in outputs] == [o.outputs[0].token_ids for o in same]
+    assert not engine.has_unfinished_requests()

@@ -1,0 +1,116 @@
+"""Prompts in, finished continuations out: a loop of steps over an engine that may have other requests too."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from tqdm import tqdm
+
+from fastgpt_jax.engine.outputs import RequestOutput
+from fastgpt_jax.engine.prompts import Prompt, as_prompts
+from fastgpt_jax.errors import UserError
+from fastgpt_jax.sampling.params import SamplingParams
+
+Params = SamplingParams | Mapping[str, Any] | Sequence[SamplingParams | Mapping[str, Any]]
+"""One set of parameters for all prompts or one a prompt; a mapping stands for its keyword arguments."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What is asked of an engine."""
+
+    def check_request(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, list[int]]: ...
+    def add_request(self, request_id: str, prompt: Prompt, params: SamplingParams | None = None) -> None: ...
+    def abort_request(self, request_id: str | Iterable[str]) -> None: ...
+    def step(self) -> list[RequestOutput]: ...
+
+
+class Offline:
+    """Runs lists of prompts through an engine; several iterations over one engine may be open at a time."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._num_requests = 0
+        self._arrived: dict[str, deque[RequestOutput]] = {}
+
+    def generate(
+        self, prompts: Any, prompt_token_ids: Any, sampling_params: Params | None, use_tqdm: bool
+    ) -> list[RequestOutput]:
+        """Continues every prompt; returns the results in the order of the prompts."""
+        finished: dict[int, RequestOutput] = {}
+        requests = self._check(prompts, prompt_token_ids, sampling_params)
+        with tqdm(total=len(requests), desc="prompts", disable=not use_tqdm) as progress:
+            for index, output in self._run(requests):
+                if output.finished:
+                    finished[index] = output
+                    progress.update()
+        return [finished[index] for index in range(len(requests))]
+
+    def stream(
+        self, prompts: Any, prompt_token_ids: Any, sampling_params: Params | None
+    ) -> Iterator[tuple[int, RequestOutput]]:
+        """Continues every prompt; yields the prompt's index and all it has so far, after each of its tokens."""
+        return self._run(self._check(prompts, prompt_token_ids, sampling_params))
+
+    def _check(
+        self, prompts: Any, prompt_token_ids: Any, sampling_params: Params | None
+    ) -> list[tuple[Prompt, SamplingParams]]:
+        """Returns prompts as ids with their parameters, all of them servable."""
+        given = as_prompts(prompts, prompt_token_ids)
+        requests: list[tuple[Prompt, SamplingParams]] = []
+        for index, (prompt, params) in enumerate(zip(given, _as_params(sampling_params, len(given)), strict=True)):
+            try:
+                text, token_ids = self._engine.check_request(prompt, params)
+            except UserError as error:
+                raise UserError(f"prompt {index}: {error}" if len(given) > 1 else str(error)) from None
+            requests.append(({"prompt": text, "prompt_token_ids": token_ids}, params))
+        return requests
+
+    def _run(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[tuple[int, RequestOutput]]:
+        index_of: dict[str, int] = {}
+        for index, (prompt, params) in enumerate(requests):
+            request_id = f"offline-{self._num_requests}"
+            self._num_requests += 1
+            self._engine.add_request(request_id, prompt, params)
+            self._arrived[request_id] = deque()
+            index_of[request_id] = index
+        num_left = len(requests)
+        try:
+            while num_left:
+                self._step()
+                for request_id, index in index_of.items():
+                    arrived = self._arrived[request_id]
+                    while arrived:
+                        output = arrived.popleft()
+                        num_left -= output.finished
+                        yield index, output
+        finally:
+            self._engine.abort_request(index_of)
+            for request_id in index_of:
+                del self._arrived[request_id]
+
+    def _step(self) -> None:
+        """Runs a step and files its outputs, some of which may be for another iteration over this engine."""
+        for output in self._engine.step():
+            if output.request_id in self._arrived:
+                self._arrived[output.request_id].append(output)
+
+
+def _as_params(params: Params | None, num_prompts: int) -> list[SamplingParams]:
+    """Returns parameters for each prompt."""
+    if params is None or isinstance(params, (SamplingParams, Mapping)):
+        return [_as_one(params)] * num_prompts
+    if len(params) != num_prompts:
+        raise UserError(f"sampling_params must be one or one a prompt, got {len(params)} for {num_prompts} prompts")
+    return [_as_one(one) for one in params]
+
+
+def _as_one(params: SamplingParams | Mapping[str, Any] | None) -> SamplingParams:
+    if isinstance(params, SamplingParams):
+        return params
+    try:
+        return SamplingParams(**(params or {}))
+    except TypeError as error:
+        raise UserError(f"sampling_params: {error}") from None
