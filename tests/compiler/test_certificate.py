@@ -22,7 +22,7 @@ from tests.compiler import zoo
 from tests.compiler.serving import derive_model
 
 BY_NAME = {model.name: model for model in (*zoo.SERVED, *zoo.OPTIONAL)}
-QUICK = ("gqa_repeated", "mla_rope", "prefix_lm", "scan_layers_recurrent", "one_length")
+QUICK = ("mla_rope", "prefix_lm", "one_length")
 LAYERS, HEADS, HEAD_DIM, LATENT, ROPE, FLOAT = 2, 4, 8, 6, 4, 4
 
 

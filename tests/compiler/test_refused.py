@@ -1,6 +1,7 @@
 """Models that have no exact cached step are refused, with the reason and the user's line, and never served.
 
-Refusals of structure come from tracing and deriving and are all quick; those of values need the certificate.
+Refusals of structure come from tracing and deriving and are quick; those of values need the certificate, which is
+run twice before a model is refused.
 """
 
 from __future__ import annotations
@@ -24,14 +25,12 @@ OF_VALUES = frozenset(
     shifted_rope capacity_of_length rolled_around gathered_ahead last_token_added
     """.split()
 )
-QUICK_OF_VALUES = frozenset({"scaled_by_log_length"})
 CONFIG = fastgpt_jax.CompileConfig(max_model_len=32, max_num_seqs=2)
 
 
 def refusals() -> Any:
-    """One test for each refused model; most of those that need the certificate are slow."""
-    slow = OF_VALUES - QUICK_OF_VALUES
-    cases = [pytest.param(m, id=m.name, marks=pytest.mark.slow if m.name in slow else ()) for m in zoo.REFUSED]
+    """One test for each refused model; those that need the certificate are slow."""
+    cases = [pytest.param(m, id=m.name, marks=pytest.mark.slow if m.name in OF_VALUES else ()) for m in zoo.REFUSED]
     return pytest.mark.parametrize("model", cases)
 
 
@@ -57,7 +56,7 @@ def test_refusal_gives_the_reason_and_the_guilty_line(model: zoo.ZooModel):
 
 
 def test_refusals_of_values_are_models_of_the_zoo():
-    assert OF_VALUES <= {model.name for model in zoo.REFUSED} and QUICK_OF_VALUES < OF_VALUES
+    assert OF_VALUES <= {model.name for model in zoo.REFUSED}
 
 
 def test_refusal_inside_scanned_layers_names_the_line_in_the_body():

@@ -18,12 +18,10 @@ from tests.compiler.serving import derive_model, turns, two_requests
 
 QUICK = frozenset(
     """
-    mha fused_qkv gqa_repeated mqa mla_rope alibi_numpy talking_heads sink_column learned_memory top_scores
-    merged_time_and_heads vmapped_heads probabilities_reused jax_nn_window einops_flat_tokens mask_by_buffer
-    mask_by_numpy sliding_window window_per_head mask_per_layer padding_zeroed tokens_decide prefix_lm
-    table_by_slice positions_from_padding rope_complex all_arguments shift_roll conv_padding running_products
-    gated_scan_by_name mamba rwkv scan_layers_recurrent scan_layers_cond queries_by_map keys_by_scan
-    linen_scan_remat nnx length_multiple_of_8 one_length rng_key_drawn_from
+    gqa_repeated mla_rope alibi_numpy sink_column learned_memory top_scores merged_time_and_heads jax_nn_window
+    einops_flat_tokens mask_by_numpy padding_zeroed prefix_lm table_by_slice positions_from_padding rope_complex
+    all_arguments shift_pad conv_padded_before running_products gated_scan_by_name rwkv scan_layers_recurrent
+    scan_layers_cond queries_by_map keys_by_scan linen_scan_remat
     """.split()
 )
 MINDS = 1e-3  # of the largest logit: what the forward must move by for the comparison to mean anything
