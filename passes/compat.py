@@ -220,7 +220,8 @@ def captured_associative_scan() -> Iterator[None]:
     """Within the block `jax.lax.associative_scan` is one operation of ours, however the caller imported it.
 
     Its log-depth tree of slices hides the recurrence in a jaxpr, so the call itself has to be seen: for the time of a
-    capture the function's code is that of `_call_our_associative_scan`.
+    capture the function's code is that of `_call_our_associative_scan`. JAX keeps what it traced of a jitted function;
+    the block has a context of its own, so that it neither finds what was traced outside nor leaves its own there.
     """
     function = inspect.unwrap(lax.associative_scan)
     stand_in = inspect.unwrap(
@@ -233,9 +234,13 @@ def captured_associative_scan() -> Iterator[None]:
         stand_in.__kwdefaults__,
     )
     try:
-        yield
+        with _capturing(True):
+            yield
     finally:
         function.__code__, function.__defaults__, function.__kwdefaults__ = original
+
+
+_capturing = jax.make_user_context(default_value=False)
 
 
 def _call_our_associative_scan(fn, elems, reverse=False, axis=0):

@@ -22,6 +22,7 @@ import numpy as np
 from fastgpt_jax.compiler.capture import Captured
 from fastgpt_jax.compiler.leak import find_leak, find_length_dependence
 from fastgpt_jax.compiler.program import CacheState, Program
+from fastgpt_jax.compiler.trial_tokens import change_tokens, compared_ids, make_trial_tokens, special_places
 from fastgpt_jax.sampling.step_io import StepInputs
 from passes import compat
 from passes.cost import graph_cost, op_cost
@@ -38,6 +39,8 @@ MAX_DECODE_RATIO = 1.2
 FORWARD_FLOP_BUDGET = 2e11
 _PREFILL_CHUNKS = 3
 _DECODE_STEPS = 4
+_MAX_CHANGES = 24
+_CHANGE_SHARE = 100  # of the budget of one forward, so that many changes together cost less than it
 _PAGE = 1  # not the first, so that a page is looked up and not assumed
 _WIDE = Widening("float32")
 Jit = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -106,12 +109,32 @@ def _compare(
     """Returns the lengths compared, the smallest first chunk and the worst error."""
     forwards = _Forwards(captured, leaves, flop_budget, jit)
     lengths = forwards.test_lengths()
-    tokens = _test_tokens(lengths[-1], captured.vocab_size, seed)
-    whole = forwards.logits(tokens)
-    if not np.isfinite(whole).all():
-        whole = np.where(np.isfinite(whole), whole, np.nan)
+    tokens, whole = _tokens_and_logits(forwards, lengths[-1], seed)
     first_chunk = _check_causal(forwards, tokens, whole, lengths)
     return lengths, first_chunk, _check_step(program, leaves, tokens, whole, first_chunk, jit)
+
+
+def _tokens_and_logits(forwards: _Forwards, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Test tokens i32 [T] and their logits f32 [T, V].
+
+    A head may be wider than the embedding, where the last ids give no number: then smaller ids are tried.
+
+    Raises:
+      NotServable: most rows of the logits hold no number, so that comparing them would show nothing.
+    """
+    vocab_size, special = forwards.captured.vocab_size, compared_ids(forwards.captured)
+    for ids in (vocab_size, max(vocab_size // 2, 1)):
+        tokens = make_trial_tokens(length, ids, special, seed)
+        whole = forwards.logits(tokens)
+        numbers = np.isfinite(whole).any(axis=1)
+        if numbers.all():
+            return tokens, whole
+    if 2 * numbers.sum() < length:
+        raise NotServable(
+            f"{length - int(numbers.sum())} of {length} rows of the logits hold no finite number on random tokens, so "
+            "nothing can be certified; check the parameters"
+        )
+    return tokens, whole
 
 
 def _check_flops(decode: int, one_more: int, expansion: int) -> None:
@@ -179,71 +202,91 @@ class _Forwards:
         return None
 
 
-def _test_tokens(length: int, vocab_size: int, seed: int) -> np.ndarray:
-    """Random tokens; the usual padding id 0 does not come first, where masks of tokens leave nothing to attend to."""
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(min(1, vocab_size - 1), vocab_size, length, dtype=np.int32)
-    tokens[rng.integers(0, length, max(1, length // 16))] = 0
-    tokens[:2] = np.maximum(tokens[:2], min(1, vocab_size - 1))
-    return tokens
-
-
 def difference(got: np.ndarray, want: np.ndarray) -> float:
-    """Largest difference relative to the largest wanted magnitude; infinite where only one is finite."""
+    """Largest difference relative to the largest logit wanted; infinite where only one is finite.
+
+    What is larger than that, as the fill of -1e9 on ids nobody may choose, is compared with its own magnitude.
+    """
     finite = np.isfinite(want)
     if (np.isfinite(got) != finite).any():
         return float("inf")
     if not finite.any():
         return 0.0
-    return float(np.abs(got - want)[finite].max() / max(np.abs(want[finite]).max(), 1e-30))
+    magnitudes = np.abs(want[finite])
+    return float((np.abs(got[finite] - want[finite]) / np.maximum(magnitudes, largest_logit(magnitudes))).max())
+
+
+def largest_logit(magnitudes: np.ndarray) -> float:
+    """The largest magnitude, those left out that lie beyond a whole empty decade: they are fills and no logits."""
+    ordinary = largest = magnitudes.max(initial=1e-30)
+    for edge in 10.0 ** np.arange(3, 38):
+        if largest < edge:
+            break
+        ordinary = magnitudes.max(initial=0.0, where=magnitudes < edge)
+        if ordinary > 0 and not ((magnitudes >= edge) & (magnitudes < 10 * edge)).any():
+            return float(ordinary)
+    return float(largest)
 
 
 # ------------------------------------------------------------------------------------------ causality
 def _check_causal(forwards: _Forwards, tokens: np.ndarray, whole: np.ndarray, lengths: Sequence[int]) -> int:
     """Compares prefixes with the whole; returns the smallest first chunk."""
     shorter = [n for n in lengths[:-1] if difference(forwards.logits(tokens[:n]), whole[:n]) > TOLERANCE]
-    changed = [j for j in _change_points(lengths[-1]) if _leaks(forwards, tokens, whole, j)]
+    points = _change_points(forwards, len(tokens))
+    changed = [j for j in points if _leaks(forwards, tokens, whole, j)]
     if not shorter and not changed:
         return 1
-    prefix = _fixed_prefix(forwards, tokens, lengths)
+    prefix = _fixed_prefix(forwards, tokens, lengths, max(changed, default=0))
     if prefix is not None:
         return prefix
+    captured = forwards.captured
     if shorter:
-        raise find_length_dependence(forwards.captured, forwards.leaves, tokens, shorter[0])
-    raise find_leak(forwards.captured, forwards.leaves, tokens, _changed(forwards, tokens, changed[0]), changed[0])
+        raise find_length_dependence(captured, forwards.leaves, tokens, shorter[0])
+    raise find_leak(
+        captured, forwards.leaves, tokens, change_tokens(tokens, changed[0], captured.vocab_size), changed[0]
+    )
 
 
-def _change_points(length: int) -> list[int]:
-    return sorted({1, 2, length // 3, length // 2, length - 1} - {0, length})
+def _change_points(forwards: _Forwards, length: int) -> list[int]:
+    """Where later tokens are changed; many places where a forward costs little."""
+    graph = forwards.graph(length)
+    affordable = 0 if graph is None else forwards.flop_budget / _CHANGE_SHARE / max(graph_cost(graph).flops, 1)
+    spread = np.linspace(1, length - 1, int(min(affordable, _MAX_CHANGES)), dtype=int).tolist()
+    special = special_places(length, compared_ids(forwards.captured))
+    return sorted({1, 2, length // 3, length // 2, length - 1, *special, *spread} - {0, length})
 
 
 def _leaks(forwards: _Forwards, tokens: np.ndarray, whole: np.ndarray, at: int) -> bool:
     """Whether changing the tokens from `at` on changes logits before it."""
-    return difference(forwards.logits(_changed(forwards, tokens, at))[:at], whole[:at]) > TOLERANCE
+    return (
+        difference(forwards.logits(change_tokens(tokens, at, forwards.captured.vocab_size))[:at], whole[:at])
+        > TOLERANCE
+    )
 
 
-def _changed(forwards: _Forwards, tokens: np.ndarray, at: int) -> np.ndarray:
-    changed = tokens.copy()
-    changed[at:] = 1 + changed[at:] % max(forwards.captured.vocab_size - 1, 1)
-    return changed
+def _fixed_prefix(forwards: _Forwards, tokens: np.ndarray, lengths: Sequence[int], last_leak: int) -> int | None:
+    """The length of a prefix that is read both ways, if it is the same at every length; None otherwise.
 
-
-def _fixed_prefix(forwards: _Forwards, tokens: np.ndarray, lengths: Sequence[int]) -> int | None:
-    """The length of a prefix that is read both ways, if it is the same at every length; None otherwise."""
-    if len(lengths) < 2:
+    Changes leak from every place within such a prefix and from none behind it, so that its end can be bisected; the
+    step is compared with a first chunk of just this length.
+    """
+    leak, safe = max(last_leak, 1), len(tokens) // 2
+    if len(lengths) < 2 or leak >= safe:
         return None
-    found = set()
-    for length in lengths[-2:]:
-        whole = forwards.logits(tokens[:length])
-        leaking = [j for j in range(1, min(length, 128)) if _leaks(forwards, tokens[:length], whole, j)]
-        found.add(max(leaking, default=0) + 1)
-    prefix = found.pop()
-    if found or prefix * 2 > lengths[-1]:
+    whole = {n: forwards.logits(tokens[:n]) for n in lengths}
+
+    def leaks(length: int, at: int) -> bool:
+        return _leaks(forwards, tokens[:length], whole[length], at)
+
+    if not leaks(lengths[-1], leak) or leaks(lengths[-1], safe):
         return None
+    while safe - leak > 1:
+        middle = (leak + safe) // 2
+        leak, safe = (middle, safe) if leaks(lengths[-1], middle) else (leak, middle)
     for n in lengths[:-1]:
-        if n >= prefix and difference(forwards.logits(tokens[:n]), forwards.logits(tokens)[:n]) > TOLERANCE:
+        if n > safe and (difference(whole[n], whole[lengths[-1]][:n]) > TOLERANCE or not leaks(n, leak)):
             return None
-    return prefix
+    return safe
 
 
 # ------------------------------------------------------------------------------------------ the step
@@ -255,7 +298,7 @@ def _check_step(
     error = difference(served, whole)
     if error > TOLERANCE:
         wrong = np.abs(np.nan_to_num(served, nan=1e30) - np.nan_to_num(whole)).max(axis=1)
-        row = int(np.argmax(wrong > TOLERANCE * np.abs(whole[np.isfinite(whole)]).max()))
+        row = int(np.argmax(wrong > TOLERANCE * largest_logit(np.abs(whole[np.isfinite(whole)]))))
         raise NotServable(
             f"the derived step differs from the forward by {error:.1e} of the largest logit, first at token {row} of "
             f"{len(tokens)}; the model combines tokens in a way the derivation does not follow"
@@ -271,6 +314,7 @@ def serve_logits(
     prefill = len(tokens) - decode
     chunk = max(first_chunk, -(-prefill // _PREFILL_CHUNKS) + 1)
     chunk = min(chunk, prefill)
+    first = first_chunk if first_chunk > 1 else chunk
 
     step = jit(lambda *args: program.logits(*args, last_row=False, widening=_WIDE))
     program = dataclasses.replace(program, num_pages=_PAGE + 1)
@@ -278,7 +322,8 @@ def serve_logits(
     with jax.default_matmul_precision("highest"):
         while start < len(tokens):
             size = chunk if start < prefill else 1
-            count = min(size, (prefill if start < prefill else len(tokens)) - start)
+            end = min(start + (first if start == 0 else size), prefill if start < prefill else len(tokens))
+            count = end - start
             logits, state = step(list(leaves), state, _inputs(tokens[start : start + count], size, start))
             out.append(np.asarray(logits[0, :count].astype(jnp.float32)))
             start += count
@@ -336,11 +381,12 @@ def _flops_of_one_more(captured: Captured) -> int:
 
 
 def _flops_of_parameters(graph: Graph, times: Times) -> int:
-    """FLOPs on values that neither time nor tokens enter."""
+    """FLOPs on values that neither time nor tokens enter; in a loop over time everything is of one token."""
     total = 0
     for op in graph.ops:
         if op.name == "scan" and op.regions[0].ops:
-            total += op.params["length"] * _flops_of_parameters(op.regions[0], times)
+            if not times.moves(op, "length"):
+                total += op.params["length"] * _flops_of_parameters(op.regions[0], times)
         elif not any(times.dims(v) or times.is_dependent(v) for v in (*op.operands, *op.results)):
             total += op_cost(op).flops
     return total
