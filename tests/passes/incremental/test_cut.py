@@ -129,6 +129,24 @@ def test_a_narrow_value_is_kept_instead_of_a_wide_one_made_from_it():
     assert kind == "kv" and int(np.prod(row)) == 1
 
 
+def test_what_a_loop_takes_from_outside_is_cached_there_once():
+    """Each layer scales the same keys; kept behind the scaling they would be kept once a layer."""
+
+    def fn(embed, scales, tokens):
+        x = embed[tokens]
+        i = jnp.arange(tokens.shape[1])
+
+        def layer(h, scale):
+            s = jnp.where(i[:, None] >= i, h @ jnp.swapaxes(x * scale, 1, 2), -1e9)
+            return h + jax.nn.softmax(s) @ x, None
+
+        return jax.lax.scan(layer, x, scales)[0]
+
+    params = (shape(7, 5, dtype=jnp.float32), shape(3, 5, dtype=jnp.float32))
+    (state,) = program(fn, params).derive().states
+    assert state.lead == () and state.shape == (1, 5)
+
+
 def test_a_value_of_pairs_of_tokens_is_refused():
     read = program(lambda tokens: jnp.sin(tokens[0, :, None] - tokens[0])[None])
     (pairs,) = read.graph.outputs
