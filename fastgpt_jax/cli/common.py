@@ -6,7 +6,7 @@ The convention of a tool, so that `python tools/x.py` and `fastgpt x` are the sa
     `return run("x", make_flags(), lambda values: execute(to_options(values, Options)), argv)`; `argv` holds no program
     name (a tool with a config file takes it as `make_flags(argv)`, for `DEFINE_config_file(sys_argv=["x", *argv])`);
   * `fastgpt_jax/cli/main.py` names it in its table;
-  * `tools/x.py` is `sys.exit(main(sys.argv[1:]))`.
+  * `tools/x.py` is `sys.exit(main(["x", *sys.argv[1:]]))` of `cli/main.py`, which imports the tool only then.
 What a tool makes goes to standard output, all else to standard error. Exit 0 is success, 2 a user's mistake (one
 line), 130 an interrupt; a traceback means a mistake of ours.
 """
@@ -26,6 +26,7 @@ from fastgpt_jax.errors import UserError
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPT = 130
 EXIT_BROKEN_PIPE = 141
+MAX_HELP_COLUMN = 24
 
 Options = TypeVar("Options")
 
@@ -50,20 +51,27 @@ def run(
     try:
         if any(word in ("--help", "-h", "-help") for word in argv):
             print(_help(tool, flag_values, positional, description))
+            _flush_output()
             return 0
         _parse(tool, flag_values, argv, positional)
-        return body(flag_values) or 0
+        code = body(flag_values) or 0
+        _flush_output()
+        return code
     except flags.Error as error:
-        return _fail(tool, f"{_one_line(error)} (see fastgpt {tool} --help)")
+        missing = [f"--{name}" for name in flag_values if _is_missing(flag_values[name])]
+        message = f"{', '.join(missing)} must be given" if missing else _one_line(error)
+        return _fail(tool, f"{message} (see fastgpt {tool} --help)")
     except UserError as error:
         return _fail(tool, _one_line(error))
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return EXIT_INTERRUPT
     except BrokenPipeError:
-        # Whoever read our output is gone; nothing may be flushed to it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return EXIT_BROKEN_PIPE
+    except OSError as error:  # a full disk, a folder that may not be written
+        _discard_output()
+        return _fail(tool, f"{_one_line(error)}; check that there is room and permission to write")
     except ValueError as error:
         if not _is_refusal(error):
             raise
@@ -108,6 +116,25 @@ def _with_underscores(argv: Iterable[str], values: flags.FlagValues) -> Iterable
         yield f"--{name}{equals}{value}"
 
 
+def _is_required(flag: flags.Flag) -> bool:
+    return any("other than None" in validator.message for validator in flag.validators)
+
+
+def _is_missing(flag: flags.Flag) -> bool:
+    return _is_required(flag) and flag.value is None
+
+
+def _flush_output() -> None:
+    """Writes what is buffered while a failure can still be told; without a standard output there is nothing to do."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _discard_output() -> None:
+    """Sends the rest to nowhere: what takes no more output may not be flushed to at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _is_boolean(values: flags.FlagValues, name: str) -> bool:
     return name in values and values[name].boolean
 
@@ -130,8 +157,17 @@ def _one_line(error: Exception) -> str:
 def _help(tool: str, values: flags.FlagValues, positional: str | None, description: str) -> str:
     usage = f"usage: fastgpt {tool}" + (f" [{positional.upper()}]" if positional else "") + " [--flag VALUE ...]"
     lines = [usage, "", description.strip(), ""] if description else [usage, ""]
-    for name in sorted(values):
-        flag = values[name]
-        default = "" if flag.default in (None, "", False, []) else f" (default: {flag.default})"
-        lines.append(f"  --{name}  {' '.join((flag.help or '').split())}{default}")
+    width = min(max(map(len, values)), MAX_HELP_COLUMN)
+    lines += [f"  --{name.ljust(width)}  {_help_of(values[name])}" for name in sorted(values)]
     return "\n".join(lines)
+
+
+def _help_of(flag: flags.Flag) -> str:
+    """Returns a flag's help in one line, with its default or that it is required."""
+    text = " ".join((flag.help or "").split()).removesuffix("; repeat this option to specify a list of values")
+    if _is_required(flag):
+        return f"{text} (required)"
+    if flag.default in (None, "", False, []):
+        return text
+    default = str(flag.default)
+    return f"{text} (default: {default if default.isprintable() else repr(default)})"

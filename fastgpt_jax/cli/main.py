@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from fastgpt_jax.cli.common import EXIT_USER_ERROR
+from fastgpt_jax.cli.common import EXIT_INTERRUPT, EXIT_USER_ERROR
 
 TOOLS: Mapping[str, str] = MappingProxyType(
     {
@@ -31,7 +31,11 @@ def main(argv: Sequence[str]) -> int:
         nearest = difflib.get_close_matches(tool, TOOLS, n=1, cutoff=0.0)[0]
         print(f"fastgpt: unknown tool {tool!r}; the nearest is {nearest!r} (see fastgpt --help)", file=sys.stderr)
         return EXIT_USER_ERROR
-    return importlib.import_module(f"fastgpt_jax.cli.{tool}").main(argv[1:])
+    try:
+        return importlib.import_module(f"fastgpt_jax.cli.{tool}").main(argv[1:])
+    except KeyboardInterrupt:  # while the tool's libraries are imported, which takes seconds
+        print(file=sys.stderr)
+        return EXIT_INTERRUPT
 
 
 def console() -> None:

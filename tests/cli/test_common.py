@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -59,7 +60,7 @@ def test_a_positional_stands_for_its_flag():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "--model"),
+        ([], "fastgpt tool: --model must be given"),
         (["--model=m", "--max_token=3"], "Did you mean"),
         (["--model=m", "--max_tokens=many"], "max_tokens"),
         (["--model=m", "word"], "unexpected argument 'word'"),
@@ -101,6 +102,33 @@ def test_help_lists_the_flags(capsys):
     assert parse("--help")[0] == 0
     out = capsys.readouterr().out
     assert "Does a thing." in out and "--max_tokens  Tokens. (default: 7)" in out
+    assert "--model       A model. (required)" in out and "--prompt      Prompts.\n" in out
+
+
+@pytest.mark.parametrize(("output", "code"), [("/dev/full", 2), (None, 141)])
+def test_output_that_nobody_takes_is_no_traceback(output, code):
+    program = (
+        "import sys; from absl import flags; from fastgpt_jax.cli.common import run\n"
+        "sys.exit(run('tool', flags.FlagValues(), lambda values: print('text'), []))"
+    )
+    with open(output or os.devnull, "w") as file:
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        done = subprocess.run(
+            [sys.executable, "-c", program], stdout=file if output else write_end, stderr=subprocess.PIPE, text=True
+        )
+        os.close(write_end)
+    assert done.returncode == code
+    assert done.stderr.count("\n") == (output is not None) and "Traceback" not in done.stderr
+
+
+def test_an_interrupt_while_libraries_are_imported_is_no_traceback(monkeypatch, capsys):
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fastgpt.importlib, "import_module", interrupt)
+    assert fastgpt.main(["generate"]) == 130
+    assert capsys.readouterr().err == "\n"
 
 
 def test_an_unknown_tool_names_the_nearest(capsys):
