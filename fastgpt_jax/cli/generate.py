@@ -12,13 +12,13 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from fastgpt_jax.cli.common import run, to_options
+from fastgpt_jax.cli.common import EXIT_USER_ERROR, run, to_options
 from fastgpt_jax.cli.model_source import ModelSource, load_source
 from fastgpt_jax.compiler.compile import compile as compile_model
 from fastgpt_jax.compiler.config import CompileConfig
@@ -98,17 +98,17 @@ def execute(options: Options) -> int:
     source = load_source(options.model, options.params, options.tokenizer, options.dtype)
     encoded = _encode(given, source)
     started = time.monotonic()
-    llm = LLM(_compile(source, options, encoded))
+    llm = LLM(_compile(source, options, list(encoded.values())))
     print(f"compiled {options.model} in {time.monotonic() - started:.1f} s", file=sys.stderr)
-    servable, num_refused = _servable(llm, encoded, params)
+    servable = _servable(llm, encoded, params)
     if not servable:
-        return 2
+        return EXIT_USER_ERROR
     started, num_tokens = time.monotonic(), 0
     for output in _in_order(llm, servable, params, options.stream):
         num_tokens += len(output.outputs[0].token_ids)
     elapsed_s = time.monotonic() - started
     print(f"{num_tokens} tokens in {elapsed_s:.2f} s, compilation of steps included", file=sys.stderr)
-    return 2 if num_refused else 0
+    return EXIT_USER_ERROR if len(servable) < len(given) else 0
 
 
 def _sampling_params(options: Options) -> SamplingParams:
@@ -121,7 +121,9 @@ def _prompts(options: Options) -> list[Any]:
     prompts: list[Any] = [*options.prompt, *map(_parse_ids, options.prompt_ids)]
     if options.prompts_file is not None:
         try:
-            prompts += Path(options.prompts_file).read_text("utf-8").splitlines()
+            # Lines end as files end them; other separators of Unicode are text. A byte-order mark is none.
+            text = Path(options.prompts_file).read_text("utf-8-sig")
+            prompts += text.removesuffix("\n").split("\n") if text else []
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read --prompts_file {options.prompts_file}: {error}") from error
     if not prompts:
@@ -136,38 +138,54 @@ def _parse_ids(text: str) -> list[int]:
         raise UserError(f"--prompt_ids must be whole numbers with commas, as in 1,2,3, got {text!r}") from None
 
 
-def _encode(prompts: Sequence[Any], source: ModelSource) -> list[dict[str, Any]]:
-    encoded = [encode_prompt(prompt, source.tokenizer) for prompt in prompts]
-    return [{"prompt": text, "prompt_token_ids": token_ids} for text, token_ids in encoded]
+def _encode(prompts: Sequence[Any], source: ModelSource) -> dict[str, dict[str, Any]]:
+    """Returns the prompts as ids, by what to call them; those without are named, and an error if there is no other."""
+    encoded, errors = {}, {}
+    for index, prompt in enumerate(prompts):
+        name = f"prompt {index + 1}: " if len(prompts) > 1 else ""
+        try:
+            text, token_ids = encode_prompt(prompt, source.tokenizer)
+            encoded[name] = {"prompt": text, "prompt_token_ids": token_ids}
+        except UserError as error:
+            errors[name] = error
+    if not encoded:
+        raise next(iter(errors.values()))
+    for name, error in errors.items():
+        _name_refused(name, error)
+    return encoded
 
 
 def _compile(source: ModelSource, options: Options, prompts: Sequence[dict[str, Any]]) -> Any:
     """Compiles for the context asked for, or for the longest prompt and its answer, as far as the model goes."""
+    for name, low in (("max_model_len", 2), ("max_num_seqs", 1)):
+        value = getattr(options, name)
+        if value is not None and value < low:
+            raise UserError(f"--{name} must be at least {low}, got {value}")
     needed = max(len(prompt["prompt_token_ids"]) for prompt in prompts) + options.max_tokens
     limit = source.max_model_len
     if limit is not None and (options.max_model_len or 0) > limit:
         raise UserError(f"--max_model_len must be at most the model's own {limit}, got {options.max_model_len}")
     max_model_len = options.max_model_len or (needed if limit is None else min(needed, limit))
-    max_num_seqs = options.max_num_seqs or min(len(prompts), 8)
-    if max_model_len < 1 or max_num_seqs < 1:
-        raise UserError("--max_model_len and --max_num_seqs must be at least 1")
-    config = CompileConfig(max_model_len=max_model_len, max_num_seqs=max_num_seqs)
+    config = CompileConfig(max_model_len=max_model_len, max_num_seqs=options.max_num_seqs or min(len(prompts), 8))
     if source.params is None:
         return compile_model(source.model, config=config)
     return compile_model(source.model, source.params, config=config, tokenizer=source.tokenizer)
 
 
-def _servable(llm: LLM, prompts: Sequence[dict[str, Any]], params: SamplingParams) -> tuple[list[dict[str, Any]], int]:
-    """Returns the prompts that can be served and the number of those that cannot, which are named."""
+def _servable(llm: LLM, prompts: Mapping[str, dict[str, Any]], params: SamplingParams) -> list[dict[str, Any]]:
+    """Returns the prompts that can be served; those that cannot are named."""
     servable = []
-    for index, prompt in enumerate(prompts):
+    for name, prompt in prompts.items():
         try:
             llm.llm_engine.check_request(prompt, params)
             servable.append(prompt)
         except UserError as error:
-            where = f"prompt {index + 1}: " if len(prompts) > 1 else ""
-            print(f"fastgpt generate: {where}{error}", file=sys.stderr)
-    return servable, len(prompts) - len(servable)
+            _name_refused(name, error)
+    return servable
+
+
+def _name_refused(name: str, error: UserError) -> None:
+    print(f"fastgpt generate: {name}{error}", file=sys.stderr)
 
 
 def _in_order(

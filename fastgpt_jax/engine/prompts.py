@@ -43,7 +43,7 @@ def encode_prompt(prompt: Any, tokenizer: Any) -> tuple[str | None, list[int]]:
     if not prompt:
         raise UserError("the prompt is empty; give some text, or the token ids to begin with")
     if tokenizer is None:
-        raise UserError("the model has no tokenizer, so it takes token ids alone: give prompt_token_ids")
+        raise UserError("the model has no tokenizer, so it takes token ids alone: give prompt_token_ids (--prompt_ids)")
     encoded = tokenizer.encode(prompt)
     return prompt, _to_ids(getattr(encoded, "ids", encoded))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from fastgpt_jax.cli import generate
@@ -62,6 +64,30 @@ def test_a_prompts_file_holds_a_prompt_a_line_and_a_bad_one_does_not_lose_the_ot
     assert "prompt 2: the prompt has 30 tokens and the context holds 20" in err
 
 
+def test_an_empty_line_is_named_and_other_lines_are_as_an_editor_shows_them(tool, tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfab\r\n\r\nd\x0ce\r\n")
+    argv = ("--prompts_file", str(tmp_path / "prompts.txt"), "--max_tokens", "3", "--temperature", "0")
+    code, out, err, _ = tool(*argv, tokenizer=AnyTokenizer())
+    assert code == 2 and err.startswith("fastgpt generate: prompt 2: the prompt is empty")
+    assert AnyTokenizer.seen == ["ab", "d\x0ce"] and out.count("\n") == 2
+
+
+class AnyTokenizer(CharTokenizer):
+    """Takes every character, and keeps what it was given."""
+
+    seen: ClassVar[list[str]] = []
+
+    def encode(self, text):
+        self.seen.append(text)
+        return [1] * len(text)
+
+
+def test_an_empty_file_holds_no_prompt(tool, tmp_path):
+    (tmp_path / "prompts.txt").write_text("")
+    code, _, err, _ = tool("--prompts_file", str(tmp_path / "prompts.txt"))
+    assert code == 2 and "there is no prompt" in err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -73,7 +99,10 @@ def test_a_prompts_file_holds_a_prompt_a_line_and_a_bad_one_does_not_lose_the_ot
         (("--prompt_ids", "99"), "token id 99 is outside the vocabulary of 32"),
         (("--prompt_ids", "1", "--temperature", "nan"), "temperature must be a finite number of at least 0, got nan"),
         (("--prompt_ids", "1", "--top_p", "2"), "top_p must be above 0 and at most 1"),
-        (("--prompt_ids", "1", "--max_num_seqs", "-1"), "must be at least 1"),
+        (("--prompt_ids", "1", "--max_num_seqs", "-1"), "--max_num_seqs must be at least 1, got -1"),
+        (("--prompt_ids", "1", "--max_num_seqs", "0"), "--max_num_seqs must be at least 1, got 0"),
+        (("--prompt_ids", "1", "--max_model_len", "0"), "--max_model_len must be at least 2, got 0"),
+        (("--prompt_ids", "1", "--max_model_len", "1"), "--max_model_len must be at least 2, got 1"),
         (("--prompts_file", "/nowhere"), "cannot read --prompts_file /nowhere"),
     ],
 )
