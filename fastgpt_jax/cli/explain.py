@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-import jax
 from absl import flags
 
 from fastgpt_jax.cli.common import run, to_options
-from fastgpt_jax.cli.model_source import ModelSource, is_function_spec, load_source, trace_source
+from fastgpt_jax.cli.model_source import ModelSource, is_function_spec, load_source, needs_values, trace_source
 from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.explain import Explanation, explain
+from fastgpt_jax.errors import UserError
 
 EXIT_REFUSED = 1
 DEFAULT_MAX_MODEL_LEN = 512
@@ -71,10 +70,15 @@ def _explain(options: Options) -> Explanation:
         return _explain_source(load_source(options.model), options)
     try:
         return _explain_source(trace_source(options.model), options)
-    except jax.errors.UnexpectedTracerError:  # make_model closes over arrays, which have no values under eval_shape
-        return _explain_source(load_source(options.model), options)
+    except Exception as error:
+        if not needs_values(error):
+            raise
+    return _explain_source(load_source(options.model), options)
 
 
-def _explain_source(source: ModelSource, options: Options) -> Any:
-    length = options.max_model_len or source.max_model_len or DEFAULT_MAX_MODEL_LEN
+def _explain_source(source: ModelSource, options: Options) -> Explanation:
+    limit = source.max_model_len
+    if limit is not None and (options.max_model_len or 0) > limit:
+        raise UserError(f"--max_model_len must be at most the model's own {limit}, got {options.max_model_len}")
+    length = options.max_model_len or limit or DEFAULT_MAX_MODEL_LEN
     return explain(source.model, source.params, CompileConfig(max_model_len=length))

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+from flax import nnx
 
 from fastgpt_jax.checkpoint import LoadedModel, load_model
 from fastgpt_jax.cli.params_file import replace_params
@@ -59,18 +60,34 @@ def trace_source(model: str) -> ModelSource:
     """Like `load_source` for a function of the user's, with shapes in place of its parameters: no weight is made.
 
     Arrays that the function closes over (a table of rotations made in `make_model`) are tracers too, and have no
-    values once this returns: where tracing the function then fails with `jax.errors.UnexpectedTracerError`,
+    values once this returns; nor may `make_model` itself ask for values. `needs_values` tells such a failure, and
     `load_source` is what remains.
     """
     made: list[ModelSource] = []
+    graphs: list[Any] = []
     make_model = find_make_model(model)
 
     def make_params() -> Any:
-        made.append(call_make_model(make_model, model))
-        return made[0].params
+        source = call_make_model(make_model, model)
+        made.append(source)
+        if not isinstance(source.model, nnx.Module):
+            return source.params
+        graph, state = nnx.split(source.model)
+        graphs.append(graph)
+        return state
 
     params = jax.eval_shape(make_params)
+    if graphs:
+        return dataclasses.replace(made[0], model=nnx.merge(graphs[0], params))
     return dataclasses.replace(made[0], params=params)
+
+
+def needs_values(error: BaseException) -> bool:
+    """Whether an error of tracing says that a value was asked for where there are shapes alone."""
+    kinds = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+    kinds = (*kinds, jax.errors.TracerIntegerConversionError, jax.errors.UnexpectedTracerError)
+    kinds = (*kinds, NotImplementedError)  # our reader, on meeting a constant that is a tracer
+    return isinstance(error, kinds) or (isinstance(error, UserError) and isinstance(error.__cause__, kinds))
 
 
 def is_function_spec(model: str) -> bool:
@@ -94,7 +111,7 @@ def call_make_model(make_model: Callable[[], Any], spec: str) -> ModelSource:
     expected = "it must return (fn, params) or (fn, params, tokenizer)"
     try:
         made = make_model()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{spec} failed with {_describe(error)}") from error
     if not isinstance(made, tuple) or len(made) not in (2, 3):
         size = f" of {len(made)}" if isinstance(made, (tuple, list)) else ""
@@ -106,7 +123,18 @@ def call_make_model(make_model: Callable[[], Any], spec: str) -> ModelSource:
         tokenizer = _read_tokenizer(str(tokenizer))
     if tokenizer is not None and not (hasattr(tokenizer, "encode") and hasattr(tokenizer, "decode")):
         raise UserError(f"{spec} returned a {type(tokenizer).__name__} as tokenizer, which has no encode and decode")
+    _check_leaves(params, spec)
     return ModelSource(fn, params, tokenizer)
+
+
+def _check_leaves(params: Any, spec: str) -> None:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, (bool, int, float, complex)):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise UserError(
+                f"{spec} returned parameters with a {type(leaf).__name__} at {name!r}; params holds arrays alone, "
+                "leave the rest to the function"
+            )
 
 
 def _load_folder(model: str, params: str | None, tokenizer: str | None, dtype: str) -> ModelSource:
@@ -141,7 +169,7 @@ def _import_file(path: Path) -> ModuleType:
     _prepend_path(str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends in sys.exit, unguarded, would end the tool
         raise UserError(f"{path} cannot be imported: {_describe(error)}") from error
     return module
 
@@ -150,7 +178,7 @@ def _import_module(name: str) -> ModuleType:
     _prepend_path(os.getcwd())
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"module {name!r} cannot be imported: {_describe(error)}") from error
 
 
@@ -159,7 +187,7 @@ def _prepend_path(folder: str) -> None:
         sys.path.insert(0, folder)
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """Returns an exception's type and text with the file and line it came from, in one line."""
     text = f"{type(error).__name__}: {error}".rstrip(": ")
     frames = traceback.extract_tb(error.__traceback__)

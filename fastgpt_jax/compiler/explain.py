@@ -28,6 +28,8 @@ from passes.incremental.errors import NotServable
 MAX_RANDOM_PARAMS = 20_000_000
 """Parameters up to which random values are made to try causality: two seconds of compiling and running on two cores."""
 MAX_RANDOM_FORWARD_FLOPS = 5e10
+MAX_NAMES = 4
+"""Names written out of cache entries that are alike."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,10 @@ def explain(model: Any, params: Any = None, config: CompileConfig = CompileConfi
     program = Program(captured.graph, plan, config.max_num_seqs, unroll=False)
     flops = count_flops(captured, program)
     certificate, refusal, reason = _try_certificate(captured, program, leaves, num_params)
+    if refusal is not None:
+        return Explanation(num_params, captured.capacity, None, (), None, None, refusal, None)
     return Explanation(
-        num_params, captured.capacity, program.layout(), _mixing(program), flops, certificate, refusal, reason
+        num_params, captured.capacity, program.layout(), _mixing(program), flops, certificate, None, reason
     )
 
 
@@ -121,7 +125,6 @@ def random_leaves(leaves: Sequence[Any], seed: int = 0) -> list[Any]:
 _MIXERS = {
     "dot_general": "products over the cached tokens",
     "gather": "look-ups among the cached tokens",
-    "scan": "loops over tokens",
     "associative_scan": "associative scans over tokens",
     "conv_general_dilated": "causal convolutions",
     "cumsum": "running sums",
@@ -133,7 +136,7 @@ _MIXERS = {
 
 
 def _mixing(program: Program) -> tuple[tuple[str, int], ...]:
-    """What reads other tokens than its own, counted by kind and source line."""
+    """What reads other tokens than its own, counted by kind and source line; a loop over layers does not."""
     found: Counter[str] = Counter()
     for frame in program.plan.frame.frames():
         for demand, node in frame.nodes.items():
@@ -146,7 +149,7 @@ def _mixing(program: Program) -> tuple[tuple[str, int], ...]:
                 found[f"{_MIXERS[op.name]} ({op.source.short})"] += 1
         for loop in frame.loops.values():
             if loop.lead is not None:
-                found[f"{_MIXERS['scan']} ({loop.op.source.short})"] += 1
+                found[f"loops over tokens ({loop.op.source.short})"] += 1
     return tuple(sorted(found.items()))
 
 
@@ -178,15 +181,27 @@ def _lines(e: Explanation) -> list[str]:
 
 def _cache_lines(layout: CacheLayout) -> list[str]:
     lines = [f"cached: {layout.bytes_per_token:,} bytes a token"]
-    lines += [_entry_line(entry) for entry in layout.entries if entry.kind == "kv"]
+    lines += _entry_lines([entry for entry in layout.entries if entry.kind == "kv"], "bytes a token")
     carried = [entry for entry in layout.entries if entry.kind != "kv"]
     if carried:
         lines.append(f"carried: {layout.bytes_per_request:,} bytes a request")
-        lines += [_entry_line(entry) for entry in carried]
+        lines += _entry_lines(carried, "bytes a request")
     return lines
 
 
-def _entry_line(entry: CacheEntry) -> str:
-    layers = f" x {entry.layers} layers" if entry.layers > 1 else ""
-    unit = "bytes a token" if entry.kind == "kv" else "bytes a request"
-    return f"  {entry.name}: {entry.dtype}{list(entry.shape)}{layers}, {entry.nbytes:,} {unit} ({entry.source})"
+def _entry_lines(entries: Sequence[CacheEntry], unit: str) -> list[str]:
+    """A line for entries that are alike, in order of first appearance: layers of one class share a source line."""
+    alike: dict[tuple[Any, ...], list[CacheEntry]] = {}
+    for entry in entries:
+        alike.setdefault((entry.kind, entry.dtype, entry.shape, entry.layers, entry.source), []).append(entry)
+    return [_alike_line(group, unit) for group in alike.values()]
+
+
+def _alike_line(alike: Sequence[CacheEntry], unit: str) -> str:
+    first, num_layers = alike[0], len(alike) * alike[0].layers
+    names = ", ".join(entry.name for entry in alike[:MAX_NAMES])
+    if len(alike) > MAX_NAMES:
+        names += f", ... {alike[-1].name}"
+    times, each = (f"{num_layers} x ", " each") if num_layers > 1 else ("", "")
+    size = f"{first.nbytes // first.layers:,} {unit}{each}"
+    return f"  {names}: {times}{first.dtype}{list(first.shape)}, {size} ({first.source})"

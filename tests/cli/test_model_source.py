@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 
 from fastgpt_jax.checkpoint.safetensors_io import write_safetensors
 from fastgpt_jax.cli.model_source import load_source, trace_source
@@ -52,6 +53,13 @@ def test_tracing_makes_shapes_and_no_weights(write):
     assert source.params["layers"][0]["w"].dtype == jnp.bfloat16 and callable(source.model)
 
 
+def test_tracing_a_module_makes_no_weights(write):
+    text = "from flax import nnx\ndef make_model():\n  return nnx.Linear(10**6, 10**6, rngs=nnx.Rngs(0)), None"
+    source = trace_source(write(text))
+    leaves = jax.tree.leaves(nnx.state(source.model))
+    assert len(leaves) == 2 and all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -60,6 +68,9 @@ def test_tracing_makes_shapes_and_no_weights(write):
         ("def make_model(:", "SyntaxError"),
         ("import not_there_at_all", "ModuleNotFoundError"),
         ("def make_model():\n  raise KeyError('w')", "KeyError: 'w'"),
+        ("import sys\nsys.exit(0)", "cannot be imported: SystemExit: 0"),
+        ("def make_model():\n  raise SystemExit", "failed with SystemExit"),
+        ("def make_model():\n  return len, {'a': ['x']}", "with a str at 'a.0'"),
         ("def make_model():\n  return 3", "returned a int; it must return (fn, params)"),
         ("def make_model():\n  return (1, 2, 3, 4)", "returned a tuple of 4"),
         ("def make_model():\n  return 'fn', {}", "returned a str first, which cannot be called"),
