@@ -70,7 +70,8 @@ class EngineArgs:
         if self.dtype not in DTYPES:
             raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_logprobs", "seed"):
-            value, low = getattr(self, name), 0 if name in ("max_logprobs", "seed") else 1
+            # The shortest request is a token of prompt and one of answer.
+            value, low = getattr(self, name), {"max_logprobs": 0, "seed": 0, "max_model_len": 2}.get(name, 1)
             if value is None and name not in ("max_num_batched_tokens", "seed"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < low:

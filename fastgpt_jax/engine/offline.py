@@ -102,6 +102,8 @@ def _as_params(params: Params | None, num_prompts: int) -> list[SamplingParams]:
     """Returns parameters for each prompt."""
     if params is None or isinstance(params, (SamplingParams, Mapping)):
         return [_as_one(params)] * num_prompts
+    if not isinstance(params, Sequence):
+        raise UserError(f"sampling_params must be SamplingParams or a list of them, got {type(params).__name__}")
     if len(params) != num_prompts:
         raise UserError(f"sampling_params must be one or one a prompt, got {len(params)} for {num_prompts} prompts")
     return [_as_one(one) for one in params]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, TypeGuard, no_type_check
 
 from fastgpt_jax.errors import UserError
@@ -65,6 +65,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
 
     def __post_init__(self):
+        _check_collections(self)
         _set(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
         _set(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
         _set(self, "logit_bias", dict(self.logit_bias or {}))
@@ -141,6 +142,17 @@ def _check_integer(name: str, value: Any, low: int, optional: bool) -> None:
     allowed = f"an integer of at least {low}" if low > -(2**63) else "a 64-bit integer"
     suffix = " or None" if optional else ""
     _require(_is_integer(value) and low <= value < 2**63, f"{name} must be {allowed}{suffix}, got {value!r}")
+
+
+def _check_collections(params: SamplingParams) -> None:
+    """Checks that `stop`, `stop_token_ids` and `logit_bias` hold entries at all."""
+    for name, kinds, allowed in (
+        ("stop", (str, Sequence, Set), "a string or a list of strings"),
+        ("stop_token_ids", (Sequence, Set), "a list of token ids"),
+        ("logit_bias", (Mapping,), "a mapping of token ids to numbers"),
+    ):
+        value = getattr(params, name)
+        _require(value is None or isinstance(value, kinds), f"{name} must be {allowed}, got {value!r}")
 
 
 def _check_entries(params: SamplingParams) -> None:

@@ -198,6 +198,7 @@ def test_a_mistake_is_one_clear_line(compiled, prompts, params, message):
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype='fp8' is not supported"),
         ({"max_num_seq": 2}, "did you mean max_num_seqs"),
         ({"max_num_seqs": 0}, "max_num_seqs must be an integer of at least 1"),
+        ({"max_model_len": 1}, "max_model_len must be an integer of at least 2"),
         ({"max_model_len": 99}, "compiled for 24"),
         ({"dtype": "int4"}, "dtype must be one of"),
         ({"dtype": "bfloat16"}, "decided when a model is compiled"),

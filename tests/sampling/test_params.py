@@ -41,6 +41,9 @@ from fastgpt_jax.sampling.params import SamplingParams
         ("logit_bias", {-1: 1.0}, "token ids of at least 0"),
         ("logit_bias", dict.fromkeys(range(301), 1.0), "at most 300"),
         ("ignore_eos", 1, "True or False"),
+        ("stop", 3, "a string or a list of strings"),
+        ("stop_token_ids", 3, "a list of token ids"),
+        ("logit_bias", [1], "a mapping of token ids to numbers"),
     ],
 )
 def test_a_bad_value_is_one_clear_line(name, value, allowed):
