@@ -24,6 +24,7 @@ from fastgpt_jax.compiler.compile import compile as compile_model
 from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.explain import explain
 from fastgpt_jax.engine.llm import LLM
+from fastgpt_jax.engine.prompts import encode_prompt
 from fastgpt_jax.sampling.params import SamplingParams
 
 
@@ -82,6 +83,7 @@ def execute(options: Options) -> int:
     """Explains, compiles, streams and measures."""
     params = SamplingParams(**{name: getattr(options, name) for name in ("temperature", "top_p", "max_tokens", "seed")})
     loaded = load_model(demo_folder(), dtype="float32")
+    encode_prompt(options.prompt, loaded.tokenizer)  # a mistake is told before the work begins
     config = CompileConfig(max_model_len=loaded.generation.max_model_len, max_num_seqs=1)
     _title("The model, a plain training forward: fastgpt_jax/models/llama.py")
     _say(str(explain(loaded, config=config)))
@@ -89,6 +91,7 @@ def execute(options: Options) -> int:
     started = time.monotonic()
     llm = LLM(compile_model(loaded, config=config))
     _say(f"traced, derived and certified in {time.monotonic() - started:.1f} s")
+    llm.llm_engine.check_request(options.prompt, params)
     _title(f"A scene that begins with {options.prompt!r}")
     stream_scene(llm, options.prompt, params)
     _title("Speed, one request, greedy, until the context is full")

@@ -110,7 +110,7 @@ def train_from_text(text: str, settings: TrainSettings, output: Path, *, resume:
     def fn(params: Any, tokens: jax.Array) -> jax.Array:
         return nnx.merge(graph, params)(tokens)
 
-    output.mkdir(parents=True, exist_ok=True)
+    _make_folder(output)
     log = MetricsLog(output / "metrics.jsonl")
     with Checkpoints(output / "checkpoints") as checkpoints:
         state = _run(fn, params, corpus, settings, checkpoints, log, resume=resume)
@@ -128,6 +128,13 @@ def train_from_text(text: str, settings: TrainSettings, output: Path, *, resume:
         valid_bits_per_byte=float(bits_per_token * len(corpus.valid_stream) / corpus.num_valid_bytes),
         seconds=time.monotonic() - started,
     )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}; choose another --output") from error
 
 
 def _run(

@@ -16,8 +16,11 @@ def test_it_explains_streams_and_measures(capsys):
     assert "509 of 509 tokens equal" in err
 
 
-def test_a_mistake_is_one_line_and_exit_2(capsys):
-    assert main(["--temperature=nan"]) == 2
+@pytest.mark.parametrize(
+    ("flag", "message"), [("--temperature=nan", "temperature must be"), ("--prompt=", "the prompt is empty")]
+)
+def test_a_mistake_is_one_line_and_exit_2(flag, message, capsys):
+    assert main([flag]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("fastgpt demo: temperature must be") and err.count("\n") == 1
+    assert err.startswith(f"fastgpt demo: {message}") and err.count("\n") == 1

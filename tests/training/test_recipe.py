@@ -98,3 +98,9 @@ def test_head_dimensions_that_do_not_fit_are_named(tmp_path):
     settings = dataclasses.replace(SETTINGS, model=dataclasses.replace(SETTINGS.model, num_key_value_heads=3))
     with pytest.raises(UserError, match="multiple of KV heads"):
         train_from_text(TEXT, settings, tmp_path)
+
+
+def test_an_output_that_cannot_be_made_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make the folder .*file/run: Not a directory; choose another --output"):
+        train_from_text(TEXT, SETTINGS, tmp_path / "file" / "run")
