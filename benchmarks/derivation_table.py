@@ -80,8 +80,9 @@ def table(rows: Sequence[Served | Refused]) -> Iterable[str]:
     """The lines between the markers."""
     served = [row for row in rows if isinstance(row, Served)]
     refused = [row for row in rows if isinstance(row, Refused)]
+    versions = f"jax {jax.__version__}, Python {platform.python_version()}"
     machine = f"{jax.devices()[0].device_kind} with {len(os.sched_getaffinity(0))} cores"
-    yield f"{len(served)} served, {len(refused)} refused; jax {jax.__version__}, Python {platform.python_version()}, {machine}."
+    yield f"{len(served)} served, {len(refused)} refused; {versions}, {machine}."
     yield ""
     yield "| model | ops | kept | B a token | B a request | trace + derive + certify, s | decode FLOPs | worst error |"
     yield "|---|---|---|---|---|---|---|---|"
