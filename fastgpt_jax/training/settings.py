@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -100,6 +101,8 @@ class TrainSettings:
                 f"data.window_tokens must be no more than model.max_position_embeddings, got "
                 f"{self.data.window_tokens} and {self.model.max_position_embeddings}"
             )
+        if not 0.0 < self.optimizer.learning_rate < math.inf:
+            raise UserError(f"optimizer.learning_rate must be finite and above 0, got {self.optimizer.learning_rate}")
         if not 0 <= self.optimizer.warmup_steps < self.steps:
             raise UserError(
                 f"optimizer.warmup_steps must be less than steps, got {self.optimizer.warmup_steps} and {self.steps}"

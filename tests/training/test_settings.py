@@ -25,6 +25,8 @@ def test_nested_values_are_read():
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"data": {"valid_fraction": 1.5}}, "data.valid_fraction must lie between 0 and 1"),
         ({"data": {"window_tokens": 9999}}, "data.window_tokens must be no more than model.max_position_embeddings"),
+        ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate must be finite and above 0, got nan"),
+        ({"optimizer": {"learning_rate": -1}}, "optimizer.learning_rate must be finite and above 0, got -1.0"),
         ({"steps": 10}, "optimizer.warmup_steps must be less than steps"),
     ],
 )
