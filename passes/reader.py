@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.core
 import numpy as np
+from jax import lax
 
 from passes import compat
 from passes.graph import Graph, Op, Source, Value
@@ -63,12 +64,24 @@ def _inline(
         else:
             regions = tuple(read_jaxpr(body, source, keep) for body in compat.region_jaxprs(eqn))
             params = compat.region_params(eqn) if regions else eqn.params
+            if eqn.primitive.name == "reshape" and params.get("dimensions") is not None:
+                operands = [_transposed(graph, operands[0], params["dimensions"], source)]
+                params = {**params, "dimensions": None}
             avals = [v.aval for v in eqn.outvars]
             op = Op(eqn.primitive, operands, _plain(params), avals, regions, source, eqn.effects)
             graph.ops.append(op)
             results = op.results
         env.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _transposed(graph: Graph, value: Value, permutation: Sequence[int], source: Source) -> Value:
+    """The transpose that a reshape in another order of dimensions begins with, as an operation."""
+    params = {"permutation": tuple(permutation)}
+    avals = compat.infer_types(lax.transpose_p, [value.aval], params)
+    op = Op(lax.transpose_p, [value], params, avals or [], source=source)
+    graph.ops.append(op)
+    return op.result
 
 
 def _plain(params: dict[str, Any]) -> dict[str, Any]:

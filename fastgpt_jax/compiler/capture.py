@@ -165,8 +165,8 @@ def capture(forward: Forward, params: Any, max_model_len: int) -> Captured:
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     dtype = getattr(x, "dtype", None)
-    if dtype is None:
-        dtype = jnp.result_type(x)
+    if dtype is None:  # a Python number, which gives way in dtype promotion
+        return jax.ShapeDtypeStruct((), jax.dtypes.canonicalize_dtype(jnp.result_type(x)), weak_type=True)
     if not compat.is_extended_dtype(dtype):
         dtype = jax.dtypes.canonicalize_dtype(dtype)
     return jax.ShapeDtypeStruct(jnp.shape(x), dtype)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fastgpt_jax.artifact.cache_layout import CacheLayout
 from fastgpt_jax.checkpoint import LoadedModel
@@ -130,7 +131,8 @@ def compile(
     derived = time.perf_counter()
     unroll = config.unroll_layers if config.unroll_layers is not None else jax.default_backend() == "cpu"
     program = Program(captured.graph, plan, config.max_num_seqs, unroll)
-    leaves = jax.tree.leaves(params)
+    # On the device once, since what stays NumPy would travel there in every step.
+    leaves = [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in jax.tree.leaves(params)]
     certificate = certify(captured, program, leaves)
     if certificate.min_first_chunk > max_model_len:
         raise UserError(

@@ -93,6 +93,8 @@ class Walk:
     def _by_rule(self, frame: Frame, demand: Demand) -> Node:
         site = self.site(frame, demand)
         op, rule = site.op, RULES.get(site.op.name)
+        if not any(self.times.dims(v) for v in (*op.operands, *op.results)):  # in a loop over time: of one token
+            return self._whole(op, demand.value)
         if rule is None:
             raise site.refuse(
                 _NO_RULE.get(op.name, f"there is no incremental rule for {op.name} on values that depend on tokens")

@@ -150,3 +150,52 @@ def test_traces_of_a_capture_and_of_the_user_are_kept_apart():
     jax.eval_shape(forward, params, jnp.zeros((1, 12), jnp.int32))  # before: at the shorter length of the capture
     assert {e.kind for e in compile_model(forward).layout.entries} == {"carry"}
     jax.eval_shape(jax.grad(lambda p: forward(p, jnp.zeros((1, 16), jnp.int32)).sum()), params)  # after
+
+
+def test_python_number_among_the_parameters_gives_way_in_promotion():
+    params = {**jax.tree.map(lambda x: x.astype(jnp.bfloat16), parameters()), "scale": 0.5, "count": np.int64(2)}
+    with jax.numpy_dtype_promotion("standard"):
+        compiled = compile_model(lambda p, t: (p["embed"][t] * p["scale"]) @ p["out"], params)
+    assert compiled.captured.graph.outputs[0].dtype == jnp.bfloat16
+    assert all(isinstance(x, jax.Array) for x in compiled.leaves)
+
+
+# ------------------------------------------------------------------------------------------ the rules
+def branch_of_one_token(params: Any, x: Any) -> Any:
+    """A recurrence whose step has a branch and a loop of unknown length, which are of one token each."""
+
+    def step(h: Any, row: Any) -> Any:
+        h = jax.lax.cond(row.sum() > 0, lambda h: jnp.tanh(h @ params["a"] + row), lambda h: 0.5 * h, h)
+        h = jax.lax.while_loop(lambda h: jnp.abs(h).sum() > 2, lambda h: 0.5 * h, h)
+        return h, h
+
+    return jax.lax.scan(step, jnp.zeros(WIDTH), x[0])[1][None]
+
+
+def weights_scattered_a_token(params: Any, x: Any) -> Any:
+    """The two best of eight channels are kept, by a scatter mapped over tokens, as routers write it."""
+    best, index = jax.lax.top_k(x @ params["a"], 2)
+    return jax.vmap(jax.vmap(lambda w, i: jnp.zeros(WIDTH).at[i].set(w)))(best, index)
+
+
+def convolved_channels(params: Any, x: Any) -> Any:
+    """`jnp.convolve` a channel; mapped, it reshapes in another order of dimensions."""
+    one = jax.vmap(lambda row, taps: jnp.convolve(row, taps)[: row.shape[0]], (1, 1), 1)
+    return jax.vmap(one, (0, None))(x, params["a"][:4])
+
+
+@pytest.mark.parametrize("mix", [branch_of_one_token, weights_scattered_a_token, convolved_channels])
+def test_operations_beside_time_are_served(mix: Any):
+    certificate = compile_model(lambda p, t: mix(p, p["embed"][t]) @ p["out"]).certificate
+    assert certificate.worst_error < 1e-5
+
+
+def scattered_along_time(params: Any, x: Any) -> Any:
+    """Each token writes its row where the first channel says."""
+    place = jnp.argmax(x, axis=-1)[0]
+    return jnp.zeros_like(x).at[:, place].add(x)
+
+
+def test_scatter_along_time_is_refused():
+    with pytest.raises(NotServable, match="writes at computed tokens"):
+        compile_model(lambda p, t: scattered_along_time(p, p["embed"][t]) @ p["out"])

@@ -50,8 +50,6 @@ def _iota(site: Site) -> Recipe:
 
 def _reshape(site: Site) -> Recipe:
     u = site.op.operands[0]
-    if site.op.name == "reshape" and site.op.params.get("dimensions") not in (None, tuple(range(len(u.shape)))):
-        raise site.refuse("reshapes in a permuted order; transpose first")
     roles: dict[int, Role] = {}
     for u_dims, v_dims in dimension_groups(u.shape, site.value.shape):
         roles.update(_group_roles(site, u, u_dims, v_dims))

@@ -44,14 +44,19 @@ def _scatter(site: Site) -> Recipe:
         for d in range(len(u.shape))
         if d not in numbers.inserted_window_dims and d not in numbers.operand_batching_dims
     ]
-    update_roles: dict[int, Role | None] = {
-        o: site.roles.get(d) for d, o in zip(kept, numbers.update_window_dims, strict=True)
-    }
+    window = dict(zip(numbers.update_window_dims, kept, strict=True))
+    batch = dict(zip(numbers.scatter_indices_batching_dims, numbers.operand_batching_dims, strict=True))
     along_time = set(site.times.dims(u)) & set(numbers.scatter_dims_to_operand_dims)
-    if any(site.is_rows(d) for d in along_time) or (site.times.dims(index) and not _all_keys(site)):
+    beside = set(site.times.dims(index)) - set(batch)
+    if any(site.is_rows(d) for d in along_time) or (beside and not _all_keys(site)):
         raise site.refuse("writes at computed tokens, as a dispatch by index does")
+    # The dimensions of updates that are no window are those of the index, in order, its last one left out.
+    spread = [d for d in range(len(updates.shape)) if d not in window]
+    of_result = {**window, **{d: batch[i] for i, d in enumerate(spread) if i in batch}}
+    update_roles = {d: site.roles.get(of_result.get(d, -1), KEYS) for d in range(len(updates.shape))}
+    index_roles = {d: site.roles.get(batch.get(d, -1), KEYS) for d in range(len(index.shape))}
     return Recipe(
-        [site.same(u), site.all_keys(index), site.demand(updates, {d: update_roles.get(d, KEYS) for d in range(64)})],
+        [site.same(u), site.demand(index, index_roles), site.demand(updates, update_roles)],
         lambda ctx, xs: ctx.bind(site, xs),
     )
 
