@@ -2,7 +2,7 @@
 
     fastgpt explain my_model.py:make_model --max_model_len 2048
 
-A function of your own is traced with shapes in place of weights. Exit code 1 says that the model is refused.
+A function of your own is traced with shapes in place of weights, unless `--params` names them. Exit code 1 says that the model is refused.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ def make_flags() -> flags.FlagValues:
     flags.DEFINE_string(
         "model", None, "Model folder, or FILE.py:FUNCTION or MODULE:FUNCTION.", required=True, flag_values=values
     )
+    flags.DEFINE_string(
+        "params",
+        None,
+        "safetensors file or Orbax folder for FUNCTION's parameters, to certify on them instead of on random numbers.",
+        flag_values=values,
+    )
     flags.DEFINE_integer(
         "max_model_len",
         None,
@@ -43,6 +49,7 @@ class Options:
     """The flags, parsed."""
 
     model: str
+    params: str | None
     max_model_len: int | None
 
 
@@ -66,8 +73,8 @@ def execute(options: Options) -> int:
 
 
 def _explain(options: Options) -> Explanation:
-    if not is_function_spec(options.model):
-        return _explain_source(load_source(options.model), options)
+    if options.params is not None or not is_function_spec(options.model):
+        return _explain_source(load_source(options.model, options.params), options)
     try:
         return _explain_source(trace_source(options.model), options)
     except Exception as error:

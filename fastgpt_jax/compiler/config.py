@@ -35,10 +35,10 @@ class CompileConfig:
     unroll_layers: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_logprobs"):
+        for name, least in (("max_model_len", 2), ("max_num_seqs", 1), ("max_logprobs", 1)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if list(self.prefill_buckets) != sorted(set(self.prefill_buckets)) or any(n < 1 for n in self.prefill_buckets):
             raise UserError(f"prefill_buckets must ascend from at least 1, got {self.prefill_buckets}")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from fastgpt_jax.cli.demo import demo_folder
 from fastgpt_jax.cli.explain import main
@@ -101,3 +103,11 @@ def test_a_refused_model_is_told_nothing_else(explain):
 def test_a_context_longer_than_the_models_is_one_line(capsys):
     assert main([str(demo_folder()), "--max_model_len=9999"]) == 2
     assert "at most the model's own" in capsys.readouterr().err
+
+
+def test_named_parameters_are_what_is_certified(explain, tmp_path):
+    shapes = {"embed": (20, 8), "layers.q": (8, 8), "layers.v": (8, 8)}
+    weights = {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
+    save_file(weights, tmp_path / "weights.safetensors")
+    code, out, _ = explain(AS_NUMPY, f"--params={tmp_path / 'weights.safetensors'}")
+    assert code == 1 and "hold no finite number" in out
