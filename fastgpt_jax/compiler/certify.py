@@ -218,7 +218,7 @@ def difference(got: np.ndarray, want: np.ndarray) -> float:
 
 def largest_logit(magnitudes: np.ndarray) -> float:
     """The largest magnitude, those left out that lie beyond a whole empty decade: they are fills and no logits."""
-    ordinary = largest = magnitudes.max(initial=1e-30)
+    largest = magnitudes.max(initial=1e-30)
     for edge in 10.0 ** np.arange(3, 38):
         if largest < edge:
             break
