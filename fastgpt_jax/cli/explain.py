@@ -2,7 +2,8 @@
 
     fastgpt explain my_model.py:make_model --max_model_len 2048
 
-A function of your own is traced with shapes in place of weights, unless `--params` names them. Exit code 1 says that the model is refused.
+A function of your own is traced with shapes in place of weights, unless `--params` names them. Exit code 1 says that
+the model is refused.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ import numpy as np
 from fastgpt_jax.artifact.cache_layout import CacheEntry, CacheLayout
 from fastgpt_jax.checkpoint import LoadedModel
 from fastgpt_jax.compiler.capture import Captured, as_forward, capture
-from fastgpt_jax.compiler.certify import Certificate, certify, count_flops
+from fastgpt_jax.compiler.certify import Certificate, certify
 from fastgpt_jax.compiler.config import CompileConfig
+from fastgpt_jax.compiler.decode_cost import count_flops
 from fastgpt_jax.compiler.program import Program
 from passes import compat
 from passes.incremental.derive import derive

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastgpt_jax
-from fastgpt_jax.compiler.certify import difference
+from fastgpt_jax.compiler.comparison import difference
 from fastgpt_jax.compiler.trial_tokens import compared_ids, make_trial_tokens
 from passes.incremental.errors import NotServable
 
