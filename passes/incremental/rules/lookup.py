@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from passes.incremental.plan import Recipe
-from passes.incremental.roles import KEYS, Role
+from passes.incremental.roles import KEYS, Role, Rows
+from passes.incremental.rules.own_position import own_position_dim
 from passes.incremental.site import Site
 
 
@@ -47,18 +48,30 @@ def _scatter(site: Site) -> Recipe:
     window = dict(zip(numbers.update_window_dims, kept, strict=True))
     batch = dict(zip(numbers.scatter_indices_batching_dims, numbers.operand_batching_dims, strict=True))
     along_time = set(site.times.dims(u)) & set(numbers.scatter_dims_to_operand_dims)
+    own_rows: dict[int, Rows] = {}  # components of the index that name the row they write to
+    for d in along_time:
+        if site.is_rows(d):
+            component = numbers.scatter_dims_to_operand_dims.index(d)
+            dim = own_position_dim(index, component)
+            if dim is None:
+                raise site.refuse("writes at computed tokens, as a dispatch by index does")
+            batch[dim], own_rows[component] = d, site.plain_rows(d)
     beside = set(site.times.dims(index)) - set(batch)
-    if any(site.is_rows(d) for d in along_time) or (beside and not _all_keys(site)):
+    if beside and not _all_keys(site):
         raise site.refuse("writes at computed tokens, as a dispatch by index does")
     # The dimensions of updates that are no window are those of the index, in order, its last one left out.
     spread = [d for d in range(len(updates.shape)) if d not in window]
     of_result = {**window, **{d: batch[i] for i, d in enumerate(spread) if i in batch}}
     update_roles = {d: site.roles.get(of_result.get(d, -1), KEYS) for d in range(len(updates.shape))}
     index_roles = {d: site.roles.get(batch.get(d, -1), KEYS) for d in range(len(index.shape))}
-    return Recipe(
-        [site.same(u), site.demand(index, index_roles), site.demand(updates, update_roles)],
-        lambda ctx, xs: ctx.bind(site, xs),
-    )
+
+    def emit(ctx, xs):
+        operand, at, new = xs
+        for component, role in own_rows.items():
+            at = at.at[..., component].add(role.shift - ctx.start)  # rows count from the first new token
+        return ctx.bind(site, [operand, at, new])
+
+    return Recipe([site.same(u), site.demand(index, index_roles), site.demand(updates, update_roles)], emit)
 
 
 def _dynamic_update_slice(site: Site) -> Recipe:

@@ -108,6 +108,14 @@ def dense_experts(p: Params, x: Array, tokens: Array) -> Array:
     return causal_attention(p, x, tokens) + jnp.einsum("bte,btef->btf", routed(p, x), experts_of_all(p, x))
 
 
+def scattered_experts(p: Params, x: Array, tokens: Array) -> Array:
+    """The weights of a token's two best experts are written into its row by index."""
+    best, which = jax.lax.top_k(x @ p["router"], 2)
+    rows, row = jnp.arange(x.shape[0])[:, None, None], jnp.arange(x.shape[1])[None, :, None]
+    weights = jnp.zeros_like(x @ p["router"]).at[rows, row, which].set(jax.nn.softmax(best, axis=-1))
+    return causal_attention(p, x, tokens) + jnp.einsum("bte,btef->btf", weights, experts_of_all(p, x))
+
+
 def gathered_experts(p: Params, x: Array, tokens: Array) -> Array:
     """Each token gathers the weights of its best expert."""
     best = jnp.argmax(x @ p["router"], axis=-1)
@@ -248,6 +256,7 @@ MODELS = (
     ZooModel("softmax_of_mixing_weights", lambda: decoder(masked_then_mixed, gating_weights)),
     ZooModel("first_token_added", lambda: decoder(first_token_added)),
     ZooModel("dense_experts", lambda: decoder(dense_experts, expert_weights)),
+    ZooModel("scattered_experts", lambda: decoder(scattered_experts, expert_weights)),
     ZooModel("gathered_experts", lambda: decoder(gathered_experts, expert_weights)),
     ZooModel("fixed_capacity_experts", lambda: decoder(fixed_capacity_experts, expert_weights)),
     ZooModel("bfloat16", bfloat16, tolerance=3e-2),

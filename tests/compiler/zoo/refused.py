@@ -309,6 +309,14 @@ def experts_choose(p: Params, x: Array, tokens: Array) -> Array:
     return causal_attention(p, x, tokens) + jnp.einsum("bte,btef->btf", kept * affinity, experts_of_all(p, x))
 
 
+def scattered_ahead(p: Params, x: Array, tokens: Array) -> Array:
+    """Each token writes its weights into the row of the token before it."""
+    best, which = jax.lax.top_k(x @ p["router"], 2)
+    row = jnp.maximum(jnp.arange(x.shape[1]) - 1, 0)[:, None]
+    weights = jnp.zeros_like(x[0] @ p["router"]).at[row, which[0]].add(best[0])  # refused here
+    return causal_attention(p, x, tokens) + jnp.einsum("te,btef->btf", weights, experts_of_all(p, x))
+
+
 def best_half_kept(p: Params, x: Array, tokens: Array) -> Array:
     """Mixture of depths (arXiv:2404.02258): only the tokens that rank in the upper half pass."""
     score = (x @ p["router"])[..., 0]
@@ -448,6 +456,7 @@ MODELS = (
     _refused(conv_same, "look", dense_kernel),
     _refused(conv_cut_in_the_middle, "look", dense_kernel),
     _refused(experts_choose, "", expert_weights),
+    _refused(scattered_ahead, "computed tokens", expert_weights),
     _refused(best_half_kept, "", expert_weights),
     _refused(above_median, "", expert_weights),
     _refused(averaged_by_block, "", length_multiple=4),
