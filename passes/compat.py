@@ -12,6 +12,7 @@ import functools
 import inspect
 import os
 import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -151,10 +152,16 @@ def user_frames(source_info: Any) -> list[tuple[str, int]]:
     Frames of JAX, of the layer libraries, of anything else installed as a package and of this compiler are left out; a
     model that is itself installed keeps its frames (only the known libraries are skipped then).
     """
-    traceback = getattr(source_info, "traceback", None)
-    if traceback is None:
-        return []
-    frames = [(f.file_name, f.line_num) for f in traceback.frames]
+    found = getattr(source_info, "traceback", None)
+    return [] if found is None else _of_the_user([(f.file_name, f.line_num) for f in found.frames])
+
+
+def error_frames(error: BaseException) -> list[tuple[str, int]]:
+    """Frames of the user's code that an exception came through, innermost first, as (file, line)."""
+    return _of_the_user([(f.filename, f.lineno or 0) for f in reversed(traceback.extract_tb(error.__traceback__))])
+
+
+def _of_the_user(frames: list[tuple[str, int]]) -> list[tuple[str, int]]:
     own = os.path.dirname(os.path.abspath(__file__))
     compiler = os.path.join(os.path.dirname(own), "fastgpt_jax", "compiler")
     inner = []

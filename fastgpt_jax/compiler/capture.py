@@ -165,6 +165,8 @@ def capture(forward: Forward, params: Any, max_model_len: int) -> Captured:
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     dtype = getattr(x, "dtype", None)
+    if dtype is None and not isinstance(x, (bool, int, float, complex)):
+        raise UserError(f"parameters must be arrays and numbers, got a {type(x).__name__} among them: {x!r:.80}")
     if dtype is None:  # a Python number, which gives way in dtype promotion
         return jax.ShapeDtypeStruct((), jax.dtypes.canonicalize_dtype(jnp.result_type(x)), weak_type=True)
     if not compat.is_extended_dtype(dtype):
@@ -181,18 +183,19 @@ def _first_that_traces(graph_at: Callable[[int], Graph], lengths: Sequence[int])
     for length in lengths:
         try:
             return graph_at(length), length
-        except NotImplementedError:
-            raise
         except Exception as error:  # whatever the user's code raises
             first = first or error
-    raise UserError(
-        f"the forward fails on tokens [1, {lengths[0]}]: {type(first).__name__}: {_one_line(first)}"
-    ) from first
+    if first is None:
+        raise RuntimeError("no length to trace at")
+    raise UserError(f"the forward fails on tokens [1, {lengths[0]}]: {_one_line(first)}") from first
 
 
-def _one_line(error: BaseException | None) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:300] + " ..."
+def _one_line(error: Exception) -> str:
+    """The exception's type and text, and the user's line it came from."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = text if len(text) <= 300 else text[:300] + " ..."
+    frames = compat.error_frames(error)
+    return f"{text} ({frames[0][0]}:{frames[0][1]})" if frames else text
 
 
 def _shorter(graph_at: Callable[[int], Graph], capacity: int, taken: set[int]) -> tuple[Graph | None, int]:
@@ -204,8 +207,6 @@ def _shorter(graph_at: Callable[[int], Graph], capacity: int, taken: set[int]) -
     for length in candidates[:24]:
         try:
             return graph_at(length), length
-        except NotImplementedError:
-            raise
         except Exception:  # a length the model refuses; the next one may do
             continue
     return None, capacity
