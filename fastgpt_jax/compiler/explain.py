@@ -200,8 +200,9 @@ def _entry_lines(entries: Sequence[CacheEntry], unit: str) -> list[str]:
 
 def _alike_line(alike: Sequence[CacheEntry], unit: str) -> str:
     first, num_layers = alike[0], len(alike) * alike[0].layers
-    names = ", ".join(entry.name for entry in alike[:MAX_NAMES])
-    if len(alike) > MAX_NAMES:
+    is_long = len(alike) > MAX_NAMES + 1
+    names = ", ".join(entry.name for entry in (alike[:MAX_NAMES] if is_long else alike))
+    if is_long:
         names += f", ... {alike[-1].name}"
     times, each = (f"{num_layers} x ", " each") if num_layers > 1 else ("", "")
     size = f"{first.nbytes // first.layers:,} {unit}{each}"
