@@ -27,7 +27,7 @@ from passes.replay import apply_op
 _MOVEMENT = frozenset(
     "bitcast_convert_type broadcast_in_dim concatenate convert_element_type copy copy_p dynamic_slice "
     "dynamic_update_slice expand_dims gather iota name optimization_barrier pad reshape rev scatter select_n "
-    "sharding_constraint slice squeeze stop_gradient transpose".split()
+    "sharding_constraint slice split squeeze stack stop_gradient tile transpose unstack".split()
 )
 
 

@@ -21,7 +21,7 @@ from passes.min_cut import min_vertex_cut
 # Recomputing this many FLOPs costs as much as reading one byte: between a CPU's 10 and a TPU's 240 to 600, so that
 # values are cached rather than made again unless that saves bytes.
 FLOPS_PER_BYTE = 200.0
-_LAYOUT = "reshape broadcast_in_dim transpose squeeze expand_dims slice split concatenate stack tile"
+_LAYOUT = "reshape broadcast_in_dim transpose squeeze expand_dims slice split concatenate stack unstack tile"
 _FREE = frozenset((*_LAYOUT.split(), "convert_element_type", "copy", "name")) | SAME
 _NEVER = 10**18
 # A value that a loop takes from outside is cached once, not once a layer.

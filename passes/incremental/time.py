@@ -118,7 +118,8 @@ def _aligned(a: list[Op], b: list[Op]) -> Iterator[tuple[Op, Op]]:
 
 
 def _same_kind(a: Op, b: Op) -> bool:
-    return a.name == b.name and len(a.operands) == len(b.operands) and len(a.regions) == len(b.regions)
+    parts = ((a.operands, b.operands), (a.results, b.results), (a.regions, b.regions))
+    return a.name == b.name and all(len(x) == len(y) for x, y in parts)
 
 
 def _name(op: Op | None) -> str:

@@ -184,7 +184,23 @@ def convolved_channels(params: Any, x: Any) -> Any:
     return jax.vmap(one, (0, None))(x, params["a"][:4])
 
 
-@pytest.mark.parametrize("mix", [branch_of_one_token, weights_scattered_a_token, convolved_channels])
+def unpacked(params: Any, x: Any) -> Any:
+    """Queries, keys and values from one product, unpacked: one operation on later releases of JAX."""
+    q, k, v = jnp.einsum("btd,cde->cbte", x, jnp.stack([params["a"], params["a"].T, params["a"] + 1]))
+    scores = jnp.where(earlier(x[..., 0]), q @ jnp.swapaxes(k, 1, 2), -1e9)
+    return jax.nn.softmax(scores) @ v
+
+
+def weights_scattered_by_row(params: Any, x: Any) -> Any:
+    """The same, with the token's own row in the index."""
+    best, index = jax.lax.top_k((x @ params["a"])[0], 2)
+    return jnp.zeros_like(x[0]).at[jnp.arange(x.shape[1])[:, None], index].set(best)[None]
+
+
+BESIDE_TIME = [branch_of_one_token, weights_scattered_a_token, weights_scattered_by_row, convolved_channels, unpacked]
+
+
+@pytest.mark.parametrize("mix", BESIDE_TIME)
 def test_operations_beside_time_are_served(mix: Any):
     certificate = compile_model(lambda p, t: mix(p, p["embed"][t]) @ p["out"]).certificate
     assert certificate.worst_error < 1e-5

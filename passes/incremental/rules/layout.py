@@ -1,4 +1,4 @@
-"""Operations that rearrange or repeat: broadcast, transpose, reshape, squeeze, stack, tile, iota.
+"""Operations that rearrange or repeat: broadcast, transpose, reshape, squeeze, (un)stack, tile, iota.
 
 A reshape may merge time with other axes or split them again; the role then says how the rows lie in the merged
 dimension.
@@ -122,6 +122,14 @@ def _stack(site: Site) -> Recipe:
     return Recipe([site.demand(u, roles) for u in site.op.operands], lambda ctx, xs: ctx.bind(site, xs))
 
 
+def _unstack(site: Site) -> Recipe:
+    axis, u = site.op.params["axis"], site.op.operands[0]
+    roles: dict[int, Role] = {d + (d >= axis): role for d, role in site.roles.items()}
+    if axis in site.times.dims(u):
+        roles[axis] = KEYS
+    return Recipe([site.demand(u, roles)], lambda ctx, xs: ctx.bind(site, xs))
+
+
 def _tile(site: Site) -> Recipe:
     reps = site.op.params["reps"]
     if any(n != 1 and site.is_rows(d) for d, n in enumerate(reps)):
@@ -140,6 +148,7 @@ RULES = MappingProxyType(
         "squeeze": _reshape,
         "expand_dims": _reshape,
         "stack": _stack,
+        "unstack": _unstack,
         "tile": _tile,
     }
 )

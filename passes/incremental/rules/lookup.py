@@ -88,7 +88,7 @@ def _all_keys(site: Site) -> bool:
     return not any(site.is_rows(d) for d in site.roles)
 
 
-_SCATTERS = ("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul", "scatter_min", "scatter_max")
+_SCATTERS = tuple("scatter scatter-add scatter_add scatter_sub scatter-mul scatter_mul scatter_min scatter_max".split())
 
 RULES = MappingProxyType(
     {"gather": _gather, **dict.fromkeys(_SCATTERS, _scatter), "dynamic_update_slice": _dynamic_update_slice}

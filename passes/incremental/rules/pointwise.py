@@ -10,15 +10,18 @@ from types import MappingProxyType
 from passes.incremental.plan import Recipe
 from passes.incremental.site import Site
 
-SAME = frozenset({"optimization_barrier", "sharding_constraint", "layout_constraint", "mesh_cast", "reshard"})
+SAME = frozenset(
+    {"optimization_barrier", "sharding_constraint", "layout_constraint", "mesh_cast", "reshard", "device_put"}
+)
 
 POINTWISE = frozenset(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex conj
-    convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma imag
-    integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter not or population_count pow
-    pvary random_fold_in real reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic
-    shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor
+    convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma
+    igammac imag integer_pow is_finite le lgamma log log1p log2 logistic lt max min mul mulhi name ne neg nextafter not
+    one_minus_square or polygamma population_count pow pvary random_fold_in real reduce_precision rem round rsqrt
+    select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
+    xor
     """.split()
 )
 
