@@ -42,7 +42,6 @@ class Captured:
     Attributes:
       forward: `forward(params, tokens) -> logits [1, T, V]`.
       params: Leaves as arrays or `ShapeDtypeStruct`s, in the structure the forward takes.
-      paths: A path for each leaf, in flattening order.
       graph: The program at capacity; its inputs are the leaves, then the tokens.
       capacity: The length it was traced at, at least the one asked for.
       graph_at: Traces the forward at another length, as it is; raises what the forward raises.
@@ -50,7 +49,6 @@ class Captured:
 
     forward: Forward
     params: Any
-    paths: tuple[str, ...]
     graph: Graph
     times: Times
     capacity: int
@@ -142,7 +140,6 @@ def capture(forward: Forward, params: Any, max_model_len: int) -> Captured:
     """
     flat, tree = jax.tree.flatten(params)
     leaves = [_abstract(x) for x in flat]
-    paths = tuple(jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0])
 
     def graph_at(length: int) -> Graph:
         def flat_forward(leaves: Sequence[Any], tokens: Any) -> Any:
@@ -160,7 +157,7 @@ def capture(forward: Forward, params: Any, max_model_len: int) -> Captured:
     times = read_times(short_graph, long_graph, short, capacity)
     mark_dependent(times, long_graph, [False] * len(leaves) + [True])
     inline_branches(long_graph, times)
-    return Captured(forward, params, paths, long_graph, times, capacity, graph_at)
+    return Captured(forward, params, long_graph, times, capacity, graph_at)
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:

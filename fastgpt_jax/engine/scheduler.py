@@ -52,10 +52,6 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: dict[int, Request] = {}
 
-    @property
-    def has_requests(self) -> bool:
-        return bool(self.waiting or self.running)
-
     def add(self, request: Request) -> None:
         """Queues a request."""
         self.waiting.append(request)

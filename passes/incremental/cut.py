@@ -44,13 +44,6 @@ class CutProblem:
     invariant: set[Value]
     pulls_through: Callable[[Value], bool]
 
-    def can_be_cut(self, value: Value) -> bool:
-        dims = self.times.dims(value)
-        if len(dims) != 1:
-            return False
-        extent = self.times.extent(value, dims[0])
-        return extent.scale == 1 and extent.offset <= 0
-
 
 @dataclass(frozen=True)
 class _Remake:
@@ -79,7 +72,7 @@ def minimum_cut(problem: CutProblem) -> set[Value]:
         length = value.shape[dim]
         discount = _INVARIANT_DISCOUNT if value in problem.invariant else 1.0
         price = value.nbytes / length * discount
-        weights[value] = _units(price) if problem.can_be_cut(value) else _NEVER
+        weights[value] = _units(price) if problem.times.has_own_rows(value) else _NEVER
         edges.append((_Remake(value), value))
         if value.op is None or not problem.pulls_through(value):
             weights[_Remake(value)] = _NEVER

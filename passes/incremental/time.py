@@ -65,6 +65,14 @@ class Times:
         """Whether a value depends on the tokens."""
         return value in self.dependent
 
+    def has_own_rows(self, value: Value) -> bool:
+        """Whether a value has one time axis, each row of which belongs to one token and to no later one."""
+        dims = self.dims(value)
+        if len(dims) != 1 or value.const is not None:
+            return False
+        extent = self.extent(value, dims[0])
+        return extent.scale == 1 and extent.offset <= 0
+
     def moves(self, op: Op, key: str) -> bool:
         """Whether a parameter of an operation differs between the two lengths."""
         return self.short_params[op].get(key) != op.params.get(key)

@@ -129,7 +129,7 @@ class Walk:
             raise NotServable("is needed for all pairs of cached tokens", op, detail=self.times.describe(value))
         if self.cuts is None:
             frame.keyed.setdefault(value)
-            if self.can_be_cut(value):
+            if self.times.has_own_rows(value):
                 return Node([Demand(value, (ROWS,))])
             if op is None:
                 return self._resolve_input(frame, demand)
@@ -150,20 +150,12 @@ class Walk:
         row = tuple(n for d, n in enumerate(value.shape) if d != dim)
         return self.keep(frame, State("kv", value, row, value.dtype, value.source, dim))
 
-    def can_be_cut(self, value: Value) -> bool:
-        """Whether each row of a value belongs to one token and no later one."""
-        dims = self.times.dims(value)
-        if len(dims) != 1 or value.const is not None:
-            return False
-        extent = self.times.extent(value, dims[0])
-        return extent.scale == 1 and extent.offset <= 0
-
     def pulls_through(self, value: Value) -> bool:
         """Whether all rows of a value can be made of all rows of its operands at a cost linear in their number."""
         op = value.op
         if op is None or op.name == "scan" or op.name not in RULES:
             return False
-        if not self.can_be_cut(value):
+        if not self.times.has_own_rows(value):
             return len(self.times.dims(value)) == 1
         site = Site(op, value, {self.times.dims(value)[0]: ROWS}, self.times, False, _no_keeping)
         try:
