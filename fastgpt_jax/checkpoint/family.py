@@ -1,7 +1,8 @@
 """What the loader must know about a family of models in the Hugging Face layout, as data.
 
 Knows no family. The one idea: a parameter's path in the module, with layer numbers written `{}`, names its tensor in
-the file; reading and writing are the same table in two directions.
+the file; reading and writing are the same table in two directions. The table says what a parameter's dimensions mean,
+too, for those who place it on several devices.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from typing import Any
 from flax import nnx
 
 from fastgpt_jax.json_fields import Fields
+from sharding.axes import LogicalAxis
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor in the file: its name, with `{}` for the layer, and whether it is the parameter transposed.
+    """A tensor in the file: its name, with `{}` for the layer, and how the parameter is made of it.
 
-    torch's `nn.Linear` stores [out, in], ours [in, out].
+    `axes` are what the dimensions of the parameter (not of the tensor) mean; None for one that must stay whole.
+    `is_transposed`: torch's `nn.Linear` stores [out, in], ours [in, out].
     """
 
     name: str
+    axes: tuple[LogicalAxis | None, ...]
     is_transposed: bool = False
 
 
@@ -43,3 +47,8 @@ class Family:
     tensors: Mapping[str, Tensor]
     ignored: tuple[str, ...] = ()
     prefix: str = ""
+
+    @property
+    def axes(self) -> Mapping[str, tuple[LogicalAxis | None, ...]]:
+        """The logical axes of every parameter, by its path with layer numbers written `{}`."""
+        return {path: tensor.axes for path, tensor in self.tensors.items()}

@@ -9,6 +9,9 @@ from fastgpt_jax.errors import UserError
 from fastgpt_jax.json_fields import Fields
 from fastgpt_jax.models.gpt2 import GPT2, GPT2Config
 from fastgpt_jax.models.layers.mlp import ACTIVATIONS
+from sharding.axes import LogicalAxis
+
+EMBED, HEADS, MLP, VOCAB = LogicalAxis.EMBED, LogicalAxis.HEADS, LogicalAxis.MLP, LogicalAxis.VOCAB
 
 
 def parse_gpt2(config: Fields, dtype: str) -> GPT2Config:
@@ -54,13 +57,19 @@ def export_gpt2(config: GPT2Config) -> dict[str, Any]:
     }
 
 
-def _conv1d(module: str, name: str) -> dict[str, Tensor]:
+def _conv1d(module: str, name: str, fan_in: LogicalAxis, fan_out: LogicalAxis | None) -> dict[str, Tensor]:
     """Hugging Face's `Conv1D` stores [in, out], as ours does."""
-    return {f"{module}.kernel": Tensor(f"{name}.weight"), f"{module}.bias": Tensor(f"{name}.bias")}
+    return {
+        f"{module}.kernel": Tensor(f"{name}.weight", (fan_in, fan_out)),
+        f"{module}.bias": Tensor(f"{name}.bias", (fan_out,)),
+    }
 
 
 def _norm(module: str, name: str) -> dict[str, Tensor]:
-    return {f"{module}.weight": Tensor(f"{name}.weight"), f"{module}.bias": Tensor(f"{name}.bias")}
+    return {
+        f"{module}.weight": Tensor(f"{name}.weight", (EMBED,)),
+        f"{module}.bias": Tensor(f"{name}.bias", (EMBED,)),
+    }
 
 
 GPT2_FAMILY = Family(
@@ -71,16 +80,16 @@ GPT2_FAMILY = Family(
     parse_config=parse_gpt2,
     export_config=export_gpt2,
     tensors={
-        "embed.embedding": Tensor("transformer.wte.weight"),
-        "positions.embedding": Tensor("transformer.wpe.weight"),
-        "head.kernel": Tensor("lm_head.weight", is_transposed=True),
+        "embed.embedding": Tensor("transformer.wte.weight", (VOCAB, EMBED)),
+        "positions.embedding": Tensor("transformer.wpe.weight", (None, EMBED)),
+        "head.kernel": Tensor("lm_head.weight", (EMBED, VOCAB), is_transposed=True),
         **_norm("norm", "transformer.ln_f"),
         **_norm("layers.{}.attention_norm", "transformer.h.{}.ln_1"),
-        **_conv1d("layers.{}.attention.qkv", "transformer.h.{}.attn.c_attn"),
-        **_conv1d("layers.{}.attention.output", "transformer.h.{}.attn.c_proj"),
+        **_conv1d("layers.{}.attention.qkv", "transformer.h.{}.attn.c_attn", EMBED, None),
+        **_conv1d("layers.{}.attention.output", "transformer.h.{}.attn.c_proj", HEADS, EMBED),
         **_norm("layers.{}.mlp_norm", "transformer.h.{}.ln_2"),
-        **_conv1d("layers.{}.mlp.up", "transformer.h.{}.mlp.c_fc"),
-        **_conv1d("layers.{}.mlp.down", "transformer.h.{}.mlp.c_proj"),
+        **_conv1d("layers.{}.mlp.up", "transformer.h.{}.mlp.c_fc", EMBED, MLP),
+        **_conv1d("layers.{}.mlp.down", "transformer.h.{}.mlp.c_proj", MLP, EMBED),
     },
     # Causal masks stored as buffers; the head a second time.
     ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)", r"lm_head\.weight"),

@@ -10,6 +10,10 @@ from fastgpt_jax.errors import UserError
 from fastgpt_jax.json_fields import Fields
 from fastgpt_jax.models.layers.mlp import ACTIVATIONS
 from fastgpt_jax.models.llama import Llama, LlamaConfig
+from sharding.axes import LogicalAxis
+
+EMBED, HEADS, KV_HEADS = LogicalAxis.EMBED, LogicalAxis.HEADS, LogicalAxis.KV_HEADS
+MLP, VOCAB = LogicalAxis.MLP, LogicalAxis.VOCAB
 
 
 def parse_llama(config: Fields, dtype: str) -> LlamaConfig:
@@ -91,26 +95,26 @@ def _parse(config: Fields, dtype: str, *, attention_bias: bool, attention_output
     )
 
 
-def _linear(module: str, name: str) -> dict[str, Tensor]:
+def _linear(module: str, name: str, fan_in: LogicalAxis, fan_out: LogicalAxis) -> dict[str, Tensor]:
     return {
-        f"{module}.kernel": Tensor(f"{name}.weight", is_transposed=True),
-        f"{module}.bias": Tensor(f"{name}.bias"),
+        f"{module}.kernel": Tensor(f"{name}.weight", (fan_in, fan_out), is_transposed=True),
+        f"{module}.bias": Tensor(f"{name}.bias", (fan_out,)),
     }
 
 
 _TENSORS = {
-    "embed.embedding": Tensor("model.embed_tokens.weight"),
-    "norm.weight": Tensor("model.norm.weight"),
-    **_linear("head", "lm_head"),
-    "layers.{}.attention_norm.weight": Tensor("model.layers.{}.input_layernorm.weight"),
-    **_linear("layers.{}.attention.query", "model.layers.{}.self_attn.q_proj"),
-    **_linear("layers.{}.attention.key", "model.layers.{}.self_attn.k_proj"),
-    **_linear("layers.{}.attention.value", "model.layers.{}.self_attn.v_proj"),
-    **_linear("layers.{}.attention.output", "model.layers.{}.self_attn.o_proj"),
-    "layers.{}.mlp_norm.weight": Tensor("model.layers.{}.post_attention_layernorm.weight"),
-    **_linear("layers.{}.mlp.gate", "model.layers.{}.mlp.gate_proj"),
-    **_linear("layers.{}.mlp.up", "model.layers.{}.mlp.up_proj"),
-    **_linear("layers.{}.mlp.down", "model.layers.{}.mlp.down_proj"),
+    "embed.embedding": Tensor("model.embed_tokens.weight", (VOCAB, EMBED)),
+    "norm.weight": Tensor("model.norm.weight", (EMBED,)),
+    **_linear("head", "lm_head", EMBED, VOCAB),
+    "layers.{}.attention_norm.weight": Tensor("model.layers.{}.input_layernorm.weight", (EMBED,)),
+    **_linear("layers.{}.attention.query", "model.layers.{}.self_attn.q_proj", EMBED, HEADS),
+    **_linear("layers.{}.attention.key", "model.layers.{}.self_attn.k_proj", EMBED, KV_HEADS),
+    **_linear("layers.{}.attention.value", "model.layers.{}.self_attn.v_proj", EMBED, KV_HEADS),
+    **_linear("layers.{}.attention.output", "model.layers.{}.self_attn.o_proj", HEADS, EMBED),
+    "layers.{}.mlp_norm.weight": Tensor("model.layers.{}.post_attention_layernorm.weight", (EMBED,)),
+    **_linear("layers.{}.mlp.gate", "model.layers.{}.mlp.gate_proj", EMBED, MLP),
+    **_linear("layers.{}.mlp.up", "model.layers.{}.mlp.up_proj", EMBED, MLP),
+    **_linear("layers.{}.mlp.down", "model.layers.{}.mlp.down_proj", MLP, EMBED),
 }
 # A tied model's file may hold its head a second time.
 _IGNORED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"lm_head\.weight")

@@ -7,6 +7,7 @@ model.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -51,7 +52,7 @@ def named_leaves(
         template = ".".join("{}" if isinstance(key, int) else str(key) for key in path)
         entry = table[template]
         layers = [key for key in path if isinstance(key, int)]
-        yield path, Tensor(entry.name.format(*layers), entry.is_transposed), variable
+        yield path, dataclasses.replace(entry, name=entry.name.format(*layers)), variable
 
 
 def _names_in_file(family: Family, wanted: list[str], tensors: TensorFolder, where: str) -> dict[str, str]:
