@@ -262,6 +262,11 @@ def is_extended_dtype(dtype: Any) -> bool:
     return jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
 
 
+def wrap_key_data(data: Any, dtype: Any) -> Any:
+    """PRNG keys of a dtype from the numbers they are made of; other arrays as they are."""
+    return jax.random.wrap_key_data(data, impl=dtype._impl.name) if is_extended_dtype(dtype) else data
+
+
 def literal_array(atom: Any) -> Any:
     """The value of a literal as a NumPy array of its abstract dtype."""
     return np.asarray(atom.val, atom.aval.dtype)

@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from fastgpt_jax.artifact.cache_layout import CacheLayout
+from fastgpt_jax.artifact.entry_points import Buckets, EntryPointKey, Variant
+from fastgpt_jax.artifact.step import Step
 from fastgpt_jax.checkpoint import LoadedModel
 from fastgpt_jax.compiler.capture import Captured, as_forward, capture
 from fastgpt_jax.compiler.certify import Certificate, certify
-from fastgpt_jax.compiler.config import CompileConfig, choose_prefill_buckets
-from fastgpt_jax.compiler.entry_point import EntryPoint, EntryPointKey, build_entry_point
+from fastgpt_jax.compiler.config import CompileConfig, choose_buckets
+from fastgpt_jax.compiler.entry_point import TracedEntryPoint, compile_entry_point, trace_entry_point
 from fastgpt_jax.compiler.packing import PackedStore
-from fastgpt_jax.compiler.program import CacheState, Program
+from fastgpt_jax.compiler.program import Program
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.generation import GenerationDefaults
 from fastgpt_jax.sampling.inputs import SamplerInputs
@@ -30,12 +32,13 @@ from passes.registry import parse_pipeline
 class Compiled:
     """A served model: its state and steps, for an engine.
 
-    Invariants: the state given to `step` is donated and must not be used again; entry points are made once each.
+    Invariants: the state given to `step` is donated and must not be used again; entry points are made once each, when
+    they are first asked for.
 
     Attributes:
       max_model_len: Tokens a request may reach; the cache holds at least as many.
       certificate: What was checked, and how well it agreed.
-      prefill_buckets: Chunk lengths of prefill, ascending.
+      buckets: Shapes of the steps that the scheduler may ask for.
       seconds: Time that tracing, deriving and certifying took.
     """
 
@@ -47,13 +50,13 @@ class Compiled:
     max_model_len: int
     tokenizer: Any
     generation: GenerationDefaults
-    prefill_buckets: tuple[int, ...]
+    buckets: Buckets
     seconds: dict[str, float]
-    entry_points: dict[EntryPointKey, EntryPoint] = field(default_factory=dict)
+    steps: dict[EntryPointKey, Step] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._manager = PassManager(parse_pipeline(self.config.pipeline), self.config.pass_options)
-        self._store = PackedStore(self.leaves)
+        self.store = PackedStore(leaf_paths(self.captured.params), self.leaves)
 
     @property
     def max_num_seqs(self) -> int:
@@ -76,26 +79,34 @@ class Compiled:
     def layout(self) -> CacheLayout:
         return self.program.layout()
 
-    def init_state(self) -> CacheState:
+    def init_state(self) -> list[Any]:
         """Empty caches for `max_num_seqs` requests."""
-        return self.program.init_state()
+        return jax.tree.leaves(self.program.init_state())
+
+    def trace(self, key: EntryPointKey) -> TracedEntryPoint:
+        """One entry point after the passes, not compiled."""
+        return trace_entry_point(key, self.program, self.store, self._manager, self.max_model_len, self.max_logprobs)
 
     def step(
-        self, state: CacheState, inputs: StepInputs, sampler: SamplerInputs, *, variant: str, score: bool = False
-    ) -> tuple[StepOutputs, CacheState]:
+        self,
+        state: list[Any],
+        inputs: StepInputs,
+        sampler: SamplerInputs | None,
+        *,
+        variant: Variant,
+        score: bool = False,
+    ) -> tuple[StepOutputs, list[Any]]:
         """Runs one step, compiling its entry point on first use.
 
         Args:
-          variant: 'greedy' takes the most likely token and reads nothing of `sampler`; 'full' samples.
+          sampler: None for the greedy variant, which reads nothing of it.
+          variant: 'greedy' takes the most likely token; 'full' samples.
           score: Also give log-probabilities of `inputs.targets`.
         """
         key = EntryPointKey(len(inputs.tokens), len(inputs.num_new), variant, score)
-        if key not in self.entry_points:
-            example = (state, inputs, sampler)
-            self.entry_points[key] = build_entry_point(
-                key, self.program, self._store, self.leaves, self._manager, example, self.max_logprobs
-            )
-        return self.entry_points[key].run(state, inputs, sampler)
+        if key not in self.steps:
+            self.steps[key] = compile_entry_point(self.trace(key)).bind(self.store)
+        return self.steps[key](state, inputs, sampler)
 
 
 def compile(
@@ -147,9 +158,17 @@ def compile(
         max_model_len,
         tokenizer,
         generation or GenerationDefaults(max_model_len),
-        choose_prefill_buckets(config, max_model_len, certificate.min_first_chunk),
+        choose_buckets(config, max_model_len, certificate.min_first_chunk),
         {"trace": traced - start, "derive": derived - traced, "certify": certificate.seconds},
     )
+
+
+def leaf_paths(params: Any) -> list[str]:
+    """The name of each leaf, such as `layers.0.attention.query.kernel`."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
 
 
 def _max_model_len(config: CompileConfig, generation: GenerationDefaults | None) -> int:

@@ -1,78 +1,122 @@
-"""One entry point of a served model: a step of fixed shape, rewritten, split by binding time, compiled once."""
+"""One entry point of a served model: a step of fixed shape, rewritten, split by binding time, compiled.
+
+The one idea: tracing is apart from compiling, so that what a program is can be known (its cost, its portable form, what
+to call it) before XLA spends its time, or without.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import dataclasses
+import time
 from typing import Any
 
 import jax
 
+from fastgpt_jax.artifact.entry_points import EntryPointKey
+from fastgpt_jax.artifact.step import Step, flatten_outputs, input_shapes, unflatten_inputs
 from fastgpt_jax.compiler.packing import PackedStore
-from fastgpt_jax.compiler.program import CacheState, Program
-from fastgpt_jax.sampling.inputs import SamplerInputs
-from fastgpt_jax.sampling.step_io import StepInputs, StepOutputs
+from fastgpt_jax.compiler.program import Program
+from passes import compat
 from passes.binding_time import split
 from passes.cost import Cost, graph_cost
+from passes.graph import Graph
+from passes.lift_constants import lift_constants
 from passes.manager import PassManager, PassStatistics
 from passes.reader import trace
 from passes.replay import evaluate
 
 
-@dataclass(frozen=True)
-class EntryPointKey:
-    """What tells entry points apart: T tokens of R requests, the sampler, and whether given tokens are scored."""
-
-    num_tokens: int
-    num_requests: int
-    variant: str
-    score: bool
-
-
-@dataclass(frozen=True)
-class EntryPoint:
-    """A compiled step.
+@dataclasses.dataclass(frozen=True)
+class TracedEntryPoint:
+    """A step after the passes, not compiled.
 
     Attributes:
-      run: `(state, inputs, sampler) -> (outputs, state)`; the state passed in is donated.
+      jitted: `(state, weights, inputs) -> (outputs, state)` over flat lists, the state donated.
+      arguments: Shapes of `jitted`'s arguments.
+      weights: Names of the weights it reads, in order.
       passes: What each pass of the pipeline did.
       cost: FLOPs and bytes of a step after the passes.
     """
 
     key: EntryPointKey
-    run: Callable[[CacheState, StepInputs, SamplerInputs], tuple[StepOutputs, CacheState]]
+    jitted: Any
+    arguments: tuple[list[Any], list[Any], list[Any]]
+    weights: tuple[str, ...]
     passes: tuple[PassStatistics, ...]
     cost: Cost
 
 
-def build_entry_point(
+@dataclasses.dataclass(frozen=True)
+class EntryPoint:
+    """A compiled step.
+
+    Attributes:
+      seconds: Time that XLA took.
+    """
+
+    traced: TracedEntryPoint
+    compiled: jax.stages.Compiled
+    seconds: float
+
+    def bind(self, store: PackedStore) -> Step:
+        """The step with its weights."""
+        return Step(self.traced.key, self.compiled, [store[name] for name in self.traced.weights])
+
+
+def trace_entry_point(
     key: EntryPointKey,
     program: Program,
     store: PackedStore,
-    leaves: Sequence[Any],
     manager: PassManager,
-    example: tuple[CacheState, StepInputs, SamplerInputs],
+    max_model_len: int,
     max_logprobs: int,
-) -> EntryPoint:
-    """Traces a step at the shapes of `example`, runs the passes and splits it; XLA compiles it when it first runs."""
-
-    def step(leaves: Any, state: Any, inputs: Any, sampler: Any) -> Any:
-        options = {"variant": key.variant, "score": key.score, "max_logprobs": max_logprobs}
-        return program.step(leaves, state, inputs, sampler, **options)
-
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), example)
+) -> TracedEntryPoint:
+    """Traces a step, runs the passes, and makes the weights it needs."""
     params = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in program.graph.inputs[:-1]]
-    graph, out_tree = trace(step, params, *shapes)
+    state_shapes, state_tree = jax.tree.flatten(jax.eval_shape(program.init_state))
+    inputs = input_shapes(key, program.graph.outputs[0].shape[-1], max_model_len)
+
+    def step(leaves: Any, state: list[Any], flat: list[Any]) -> list[Any]:
+        step_inputs, sampler = unflatten_inputs(key, flat)
+        outputs, after = program.step(
+            leaves,
+            jax.tree.unflatten(state_tree, state),
+            step_inputs,
+            sampler,
+            variant=key.variant,
+            score=key.score,
+            max_logprobs=max_logprobs,
+        )
+        return [*jax.tree.leaves(after), *flatten_outputs(outputs)]
+
+    graph, _ = trace(step, params, state_shapes, inputs)
     statistics = manager.run(graph)
-    rest = len(graph.inputs) - len(params)
-    parts = split(graph, [True] * len(params) + [False] * rest)
-    packed = store.fetch(parts.prepare)
-
-    def run_flat(state: Any, packed: Any, inputs: Any, sampler: Any) -> Any:
-        args = [*packed, *jax.tree.leaves(state), *jax.tree.leaves((inputs, sampler))]
-        return jax.tree.unflatten(out_tree, evaluate(parts.step, args))
-
-    compiled = jax.jit(run_flat, donate_argnums=0)
-    return EntryPoint(
-        key, lambda state, inputs, sampler: compiled(state, packed, inputs, sampler), statistics, graph_cost(parts.step)
+    num_dynamic = len(graph.inputs) - len(params)
+    constants = lift_constants(graph)
+    parts = split(graph, [True] * len(params) + [False] * num_dynamic + [True] * len(constants))
+    weights = store.fetch(parts.prepare, constants)
+    jitted = jax.jit(_flat_step(parts.step, parts.prepare, len(state_shapes)), donate_argnums=0)
+    arrays = [store[name] for name in weights]
+    weight_shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
+    return TracedEntryPoint(
+        key, jitted, (state_shapes, weight_shapes, inputs), tuple(weights), statistics, graph_cost(parts.step)
     )
+
+
+def compile_entry_point(traced: TracedEntryPoint) -> EntryPoint:
+    """Lets XLA compile a traced step."""
+    start = time.perf_counter()
+    compiled = traced.jitted.lower(*traced.arguments).compile()
+    return EntryPoint(traced, compiled, time.perf_counter() - start)
+
+
+def _flat_step(step: Graph, prepare: Graph, num_state: int) -> Any:
+    """The step as a function of flat lists; PRNG keys among the weights come as the numbers they are made of."""
+    packed_dtypes = [value.dtype for value in prepare.outputs]
+
+    def run_step(state: list[Any], weights: list[Any], inputs: list[Any]) -> tuple[list[Any], list[Any]]:
+        packed = [compat.wrap_key_data(x, dtype) for x, dtype in zip(weights, packed_dtypes, strict=True)]
+        results = evaluate(step, [*packed, *state, *inputs])
+        return results[num_state:], results[:num_state]
+
+    return run_step

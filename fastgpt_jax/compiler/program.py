@@ -131,7 +131,7 @@ class Program:
         leaves: Sequence[Any],
         state: CacheState,
         inputs: StepInputs,
-        sampler: SamplerInputs,
+        sampler: SamplerInputs | None,
         *,
         variant: str,
         score: bool,

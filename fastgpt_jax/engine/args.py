@@ -38,7 +38,8 @@ class EngineArgs:
       dtype: Of parameters and activations; "auto" is the checkpoint's.
       max_model_len: Tokens of prompt and output together; None is what the model was made for.
       max_num_seqs: Requests that run together; None leaves it to the compiler.
-      max_num_batched_tokens: Tokens, padding included, of a prefill step that holds several requests.
+      max_num_batched_tokens: Tokens, padding included, of a prefill step that holds several requests; None leaves it
+        to the compiler.
       max_logprobs: Most likely tokens that may be asked for; None leaves it to the compiler.
       gpu_memory_utilization: Share of the device's memory that weights and caches may take; more is an error at
         start. None leaves it unchecked.
@@ -50,7 +51,7 @@ class EngineArgs:
     dtype: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int | None = None
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int | None = None
     max_logprobs: int | None = None
     gpu_memory_utilization: float | None = None
     seed: int = 0
@@ -72,7 +73,7 @@ class EngineArgs:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_logprobs", "seed"):
             # The shortest request is a token of prompt and one of answer.
             value, low = getattr(self, name), {"max_logprobs": 0, "seed": 0, "max_model_len": 2}.get(name, 1)
-            if value is None and name not in ("max_num_batched_tokens", "seed"):
+            if value is None and name != "seed":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise UserError(f"{name} must be an integer of at least {low}, got {value!r}")

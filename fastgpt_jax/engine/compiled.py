@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from fastgpt_jax.artifact.cache_layout import CacheLayout
+from fastgpt_jax.artifact.entry_points import Buckets, Variant
 from fastgpt_jax.sampling.inputs import SamplerInputs
 from fastgpt_jax.sampling.step_io import StepInputs, StepOutputs
-
-Variant = Literal["greedy", "full"]
 
 
 @runtime_checkable
@@ -20,7 +19,8 @@ class CompiledModel(Protocol):
       max_num_seqs: Pages in the pool, and rows of a decode step.
       vocab_size: Token ids lie below this.
       min_first_chunk: Prompt tokens the first step of a request must hold.
-      prefill_buckets: Tokens a request may bring to one prefill step, ascending; the last holds `min_first_chunk`.
+      buckets: Shapes of the steps there are; the longest chunk of prefill holds `min_first_chunk`.
+      layout: What is kept between steps.
       max_logprobs: Most likely tokens reported beside each sampled one.
       tokenizer: Text to ids and back; None for models that have none.
       generation: Facts of the checkpoint (`GenerationDefaults`); None where nothing is known.
@@ -35,7 +35,9 @@ class CompiledModel(Protocol):
     @property
     def min_first_chunk(self) -> int: ...
     @property
-    def prefill_buckets(self) -> Sequence[int]: ...
+    def buckets(self) -> Buckets: ...
+    @property
+    def layout(self) -> CacheLayout: ...
     @property
     def max_logprobs(self) -> int: ...
     @property
@@ -47,9 +49,9 @@ class CompiledModel(Protocol):
         """Returns pools and carried states, on the device."""
 
     def step(
-        self, state: Any, inputs: StepInputs, sampler: SamplerInputs, *, variant: Variant, score: bool = False
+        self, state: Any, inputs: StepInputs, sampler: SamplerInputs | None, *, variant: Variant, score: bool = False
     ) -> tuple[StepOutputs, Any]:
-        """Runs one step; `state` is donated, the returned one takes its place."""
+        """Runs one step; `state` is donated, the returned one takes its place. Scores come with the full variant."""
         ...
 
 

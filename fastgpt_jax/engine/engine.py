@@ -31,14 +31,11 @@ class LLMEngine:
     groups. The same requests in the same order give the same outputs.
     """
 
-    def __init__(self, compiled: CompiledModel, *, seed: int = 0, max_num_batched_tokens: int = 2048):
-        """Args:
-        seed: Decides the draws of requests that bring no seed, by their order of arrival.
-        max_num_batched_tokens: Tokens, padding included, of a prefill step that holds several requests.
-        """
-        if not compiled.prefill_buckets or compiled.prefill_buckets[-1] < compiled.min_first_chunk:
+    def __init__(self, compiled: CompiledModel, *, seed: int = 0):
+        """Args: seed: Decides the draws of requests that bring no seed, by their order of arrival."""
+        if compiled.buckets.chunk_lens[-1] < compiled.min_first_chunk:
             raise RuntimeError(
-                f"no prefill bucket of {compiled.prefill_buckets} holds the first {compiled.min_first_chunk} tokens "
+                f"no prefill bucket of {compiled.buckets.chunk_lens} holds the first {compiled.min_first_chunk} tokens "
                 "that the model needs at once"
             )
         self.compiled = compiled
@@ -46,14 +43,14 @@ class LLMEngine:
         self._num_added = 0
         self._groups: dict[str, RequestGroup] = {}
         self._runner = Runner(compiled)
-        self._scheduler = Scheduler(compiled.max_num_seqs, compiled.prefill_buckets, max_num_batched_tokens)
+        self._scheduler = Scheduler(compiled.max_num_seqs, compiled.buckets)
         self._offline = Offline(self)
         self.num_full_sorts = 0
 
     @classmethod
     def from_engine_args(cls, args: EngineArgs) -> LLMEngine:
         """Compiles what `args.model` names, if it is not compiled already."""
-        return cls(resolve_model(args), seed=args.seed, max_num_batched_tokens=args.max_num_batched_tokens)
+        return cls(resolve_model(args), seed=args.seed)
 
     @property
     def tokenizer(self) -> Any:

@@ -51,8 +51,8 @@ def _compile(args: EngineArgs) -> CompiledModel:
     longest = loaded.generation.max_model_len
     if args.max_model_len is not None and args.max_model_len > longest:
         raise UserError(f"max_model_len must be at most the model's own {longest}, got {args.max_model_len}")
-    chosen = {"max_num_seqs": args.max_num_seqs, "max_logprobs": args.max_logprobs}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
+    names = ("max_num_seqs", "max_num_batched_tokens", "max_logprobs")
+    chosen = {name: value for name in names if (value := getattr(args, name)) is not None}
     config = dataclasses.replace(CompileConfig(max_model_len=args.max_model_len or longest), **chosen)
     return compile_model(loaded, config=config)
 
@@ -83,7 +83,9 @@ def _load(args: EngineArgs) -> Any:
 
 def check_memory(compiled: CompiledModel, share: float) -> None:
     """Raises UserError where caches and what is on the device already exceed this share of its memory."""
-    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(compiled.init_state)))
+    layout = compiled.layout
+    slot_bytes = layout.page_size * layout.bytes_per_token + layout.bytes_per_request
+    state_bytes = compiled.max_num_seqs * slot_bytes
     stats = jax.local_devices()[0].memory_stats() or {}
     limit_bytes = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     needed_bytes = state_bytes + stats.get("bytes_in_use", 0)

@@ -12,7 +12,7 @@ import numpy as np
 from fastgpt_jax.engine.compiled import CompiledModel
 from fastgpt_jax.engine.request import Request
 from fastgpt_jax.engine.scheduler import Batch
-from fastgpt_jax.sampling.inputs import SamplerInputs, init_sampler_inputs
+from fastgpt_jax.sampling.inputs import SamplerInputs
 from fastgpt_jax.sampling.step_io import StepInputs, StepOutputs
 from fastgpt_jax.sampling.table import SamplerTable
 
@@ -27,7 +27,6 @@ class Runner:
         self._compiled = compiled
         self._state = compiled.init_state()
         self._table = SamplerTable(compiled.max_num_seqs, compiled.vocab_size, compiled.max_model_len)
-        self._neutral: dict[int, SamplerInputs] = {}
 
     def admit(self, request: Request) -> None:
         """Prepares the sampler for a request that got its slot."""
@@ -44,25 +43,19 @@ class Runner:
 
     def run(self, batch: Batch) -> StepOutputs:
         """Runs one step and waits for it, so that the arrays handed over may be changed afterwards."""
-        is_full = any(request.needs_full_sampler for request in batch.requests)
+        is_scored = any(request.wants_score and request.is_prefilling for request in batch.requests)
+        is_full = is_scored or any(request.needs_full_sampler for request in batch.requests)
         outputs, self._state = self._compiled.step(
             self._state,
             make_step_inputs(batch),
-            self._sampler_inputs(batch) if is_full else self._neutral_inputs(len(batch.rows)),
+            self._sampler_inputs(batch) if is_full else None,
             variant="full" if is_full else "greedy",
-            score=any(request.wants_score and request.is_prefilling for request in batch.requests),
+            score=is_scored,
         )
         return jax.device_get(outputs)
 
     def _sampler_inputs(self, batch: Batch) -> SamplerInputs:
         return self._table.take([None if request is None else request.slot for request in batch.rows])
-
-    def _neutral_inputs(self, num_rows: int) -> SamplerInputs:
-        """Returns inputs of the right shapes for the greedy variant, which reads none of them."""
-        if num_rows not in self._neutral:
-            compiled = self._compiled
-            self._neutral[num_rows] = init_sampler_inputs(num_rows, compiled.vocab_size, compiled.max_model_len)
-        return self._neutral[num_rows]
 
 
 def make_step_inputs(batch: Batch) -> StepInputs:

@@ -10,6 +10,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from fastgpt_jax.artifact.entry_points import Buckets
 from fastgpt_jax.engine.request import Request
 from fastgpt_jax.engine.slots import SlotPool
 
@@ -39,14 +40,10 @@ class Scheduler:
     Invariants: a request is in `waiting` or holds a slot in `running`, never both; nothing finished is in either.
     """
 
-    def __init__(self, num_slots: int, prefill_buckets: Sequence[int], max_num_batched_tokens: int):
-        """Args:
-        prefill_buckets: Lengths of chunk that an entry point exists for, ascending.
-        max_num_batched_tokens: Tokens, idle rows included, that one prefill of several requests may hold.
-        """
+    def __init__(self, num_slots: int, buckets: Buckets):
+        """Args: buckets: Shapes of the steps there are."""
         self._num_slots = num_slots
-        self._buckets = tuple(prefill_buckets)
-        self._max_num_batched_tokens = max_num_batched_tokens
+        self._buckets = buckets
         self._slots = SlotPool(num_slots)
         self._was_prefill = False
         self.waiting: deque[Request] = deque()
@@ -83,31 +80,27 @@ class Scheduler:
         self._was_prefill = bool(prefilling) and not (decoding and self._was_prefill)
         if self._was_prefill:
             return self._prefill(prefilling)
-        return self._decode() if decoding else None
+        return self._decode(decoding) if decoding else None
 
     def _prefill(self, requests: Sequence[Request]) -> Batch:
-        """Batches the oldest request's chunk with others of its bucket where at least half of the rows are used.
+        """Batches the oldest request's chunk with others of its bucket where at least half of the rows are used."""
+        chunk_len = self._bucket(requests[0])
+        same = [request for request in requests if self._bucket(request) == chunk_len]
+        rows = self._buckets.prefill_rows(chunk_len)
+        num_rows = max((n for n in rows if 2 * len(same) >= n), default=rows[0])
+        same = same[:num_rows]
+        return self._batch((*same, *[None] * (num_rows - len(same))), chunk_len)
 
-        An entry point exists for one row and for as many as `max_num_batched_tokens` allows, so that few are compiled.
-        """
-        bucket = self._bucket(requests[0])
-        num_rows = max(1, min(self._num_slots, self._max_num_batched_tokens // bucket))
-        same = [request for request in requests if self._bucket(request) == bucket][:num_rows]
-        if 2 * len(same) < num_rows:
-            same, num_rows = same[:1], 1
-        return self._batch((*same, *[None] * (num_rows - len(same))), bucket)
-
-    def _decode(self) -> Batch:
-        """Decodes every request that can, each in the row of its slot."""
-        return self._batch(tuple(self._decoding_in(slot) for slot in range(self._num_slots)), 1)
-
-    def _decoding_in(self, slot: int) -> Request | None:
-        request = self.running.get(slot)
-        return request if request is not None and not request.is_prefilling else None
+    def _decode(self, requests: Sequence[Request]) -> Batch:
+        """Decodes every request that can, in order of slots, in the smallest step that holds them."""
+        num_rows = self._buckets.decode_rows(len(requests))
+        in_order = sorted(requests, key=lambda request: request.page)
+        return self._batch((*in_order, *[None] * (num_rows - len(requests))), 1)
 
     def _bucket(self, request: Request) -> int:
         """Returns the smallest bucket that holds the rest of the prompt, or the largest there is."""
-        return next((bucket for bucket in self._buckets if bucket >= _num_left(request)), self._buckets[-1])
+        chunk_lens = self._buckets.chunk_lens
+        return next((chunk_len for chunk_len in chunk_lens if chunk_len >= _num_left(request)), chunk_lens[-1])
 
     def _batch(self, rows: tuple[Request | None, ...], chunk_len: int) -> Batch:
         """Adds a page to every row: a request's slot, and for idle rows one that no other row names."""

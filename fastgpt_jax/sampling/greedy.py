@@ -11,7 +11,7 @@ from fastgpt_jax.sampling.logprobs import describe
 from fastgpt_jax.sampling.step_io import StepOutputs
 
 
-def sample(logits: Float[Array, "R V"], inputs: SamplerInputs, max_logprobs: int) -> StepOutputs:
+def sample(logits: Float[Array, "R V"], inputs: SamplerInputs | None, max_logprobs: int) -> StepOutputs:
     """Takes each row's most likely token, the lowest id among equals. Reads nothing of `inputs`."""
     del inputs
     ids = jnp.argmax(logits, axis=1).astype(jnp.int32)

@@ -11,6 +11,8 @@ import dataclasses
 import jax
 import numpy as np
 
+from fastgpt_jax.artifact.cache_layout import CacheEntry, CacheLayout
+from fastgpt_jax.artifact.entry_points import Buckets
 from fastgpt_jax.generation import GenerationDefaults
 from fastgpt_jax.sampling import full, greedy
 from fastgpt_jax.sampling.inputs import init_sampler_inputs
@@ -68,7 +70,23 @@ class FakeCompiled:
     tokenizer: object = None
     generation: GenerationDefaults | None = None
     is_fast: bool = False
+    max_num_batched_tokens: int = 2048
+    decode_rows: tuple[int, ...] = ()
     shapes: set = dataclasses.field(default_factory=set)
+
+    @property
+    def buckets(self):
+        prefill = []
+        for chunk_len in self.prefill_buckets:
+            together = max(1, min(self.max_num_seqs, self.max_num_batched_tokens // chunk_len))
+            prefill += [(chunk_len, rows) for rows in sorted({1, together})]
+        decode = {rows for rows in self.decode_rows if rows < self.max_num_seqs} | {self.max_num_seqs}
+        return Buckets(tuple(prefill), tuple(sorted(decode)))
+
+    @property
+    def layout(self):
+        entry = CacheEntry("kv0", "kv", (), "int32", 1, 4, "fake.py:1")
+        return CacheLayout((entry,), self.max_model_len)
 
     def init_state(self):
         return State(np.full((self.max_num_seqs, self.max_model_len), 7, np.int32))
@@ -78,7 +96,7 @@ class FakeCompiled:
             raise AssertionError("a donated state was used again")
         state.is_donated = True
         pages, num_rows = state.pages.copy(), len(inputs.num_new)
-        chunk_len = self._check(inputs, sampler, num_rows)
+        chunk_len = self._check(inputs, sampler, num_rows, variant, score)
         logits = np.full((len(inputs.tokens), VOCAB), np.nan, np.float32)
         for row, (page, start, num_new) in enumerate(
             zip(inputs.page_table[:, 0], inputs.cache_len, inputs.num_new, strict=True)
@@ -96,11 +114,14 @@ class FakeCompiled:
             outputs = dataclasses.replace(outputs, score=SCORE(logits, inputs.targets, self.max_logprobs))
         return outputs, State(pages)
 
-    def _check(self, inputs, sampler, num_rows):
+    def _check(self, inputs, sampler, num_rows, variant, score):
         chunk_len, rest = divmod(len(inputs.tokens), num_rows)
         assert rest == 0 and chunk_len in (1, *self.prefill_buckets)
         assert len(set(inputs.page_table[:, 0].tolist())) == num_rows, "a page is named twice"
         assert np.all(inputs.cache_len + inputs.num_new <= self.max_model_len)
+        if variant == "greedy":
+            assert sampler is None and not score
+            return chunk_len
         expected = init_sampler_inputs(num_rows, VOCAB, self.max_model_len)
         jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), sampler, expected)
         return chunk_len

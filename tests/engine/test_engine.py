@@ -41,9 +41,9 @@ def test_random_requests_do_not_depend_on_the_batch():
     params = [SamplingParams(temperature=1.5, top_p=0.9, seed=i, max_tokens=5) for i in range(len(PROMPTS))]
     params[2] = GREEDY
     # Prefills of one row, so that the sampler is compiled for two shapes in this file and not for four.
-    together = generate(LLM(FakeCompiled(), max_num_batched_tokens=1), PROMPTS, params)
+    together = generate(LLM(FakeCompiled(max_num_batched_tokens=1)), PROMPTS, params)
     for index in range(0, len(PROMPTS), 3):
-        alone = generate(LLM(FakeCompiled(), max_num_batched_tokens=1), [PROMPTS[index]], params[index])
+        alone = generate(LLM(FakeCompiled(max_num_batched_tokens=1)), [PROMPTS[index]], params[index])
         assert alone[0].outputs[0].token_ids == together[index].outputs[0].token_ids
     assert together[2].outputs[0].token_ids == continue_greedily(PROMPTS[2], 6)
 
@@ -51,14 +51,14 @@ def test_random_requests_do_not_depend_on_the_batch():
 def test_a_run_repeats_and_the_engine_seed_changes_it():
     params = SamplingParams(temperature=2.0, max_tokens=8)
     first, second, other = (
-        generate(LLM(FakeCompiled(), seed=s, max_num_batched_tokens=1), PROMPTS[:3], params) for s in (0, 0, 1)
+        generate(LLM(FakeCompiled(max_num_batched_tokens=1), seed=s), PROMPTS[:3], params) for s in (0, 0, 1)
     )
     assert first == second and first != other
 
 
 def test_n_continuations_are_those_of_consecutive_seeds():
     params = SamplingParams(n=3, temperature=2.0, seed=5, max_tokens=4)
-    llm = LLM(FakeCompiled(), max_num_batched_tokens=1)
+    llm = LLM(FakeCompiled(max_num_batched_tokens=1))
     output = generate(llm, [[1, 2]], params)[0]
     assert [completion.index for completion in output.outputs] == [0, 1, 2]
     for index, completion in enumerate(output.outputs):
@@ -69,8 +69,8 @@ def test_n_continuations_are_those_of_consecutive_seeds():
 
 
 def test_few_entry_points_are_used():
-    compiled = FakeCompiled()
-    generate(LLM(compiled, max_num_batched_tokens=16), PROMPTS, GREEDY)
+    compiled = FakeCompiled(max_num_batched_tokens=16)
+    generate(LLM(compiled), PROMPTS, GREEDY)
     assert compiled.shapes <= {(4, 4, "greedy", False)} | {
         (rows * bucket, rows, "greedy", False) for bucket, rows in ((4, 1), (4, 4), (8, 1), (8, 2))
     }
@@ -104,7 +104,7 @@ def test_requests_end_at_eos_stop_tokens_and_stop_strings():
     tokenizer = CharTokenizer()
     text = tokenizer.decode(expected)
     ends = GenerationDefaults(24, eos_token_ids=(expected[2],))
-    eos = LLM(FakeCompiled(tokenizer=tokenizer, generation=ends), max_num_batched_tokens=1)
+    eos = LLM(FakeCompiled(tokenizer=tokenizer, generation=ends, max_num_batched_tokens=1))
     plain = LLM(FakeCompiled(tokenizer=tokenizer))
 
     def run(llm, **params):
@@ -265,8 +265,14 @@ OPERATIONS = st.lists(
 @settings(max_examples=40, deadline=None)
 @given(OPERATIONS, st.integers(1, 5), st.sampled_from([1, 3]))
 def test_random_adds_aborts_and_steps_keep_the_engine_whole(operations, max_num_seqs, min_first_chunk):
-    compiled = FakeCompiled(max_num_seqs=max_num_seqs, min_first_chunk=min_first_chunk, is_fast=True)
-    engine = LLMEngine(compiled, max_num_batched_tokens=16)
+    compiled = FakeCompiled(
+        max_num_seqs=max_num_seqs,
+        min_first_chunk=min_first_chunk,
+        is_fast=True,
+        max_num_batched_tokens=16,
+        decode_rows=(1, 2, 4),
+    )
+    engine = LLMEngine(compiled)
     prompts, done = {}, {}
     for operation in operations:
         if operation[0] == "add":
