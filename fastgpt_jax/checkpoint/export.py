@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from fastgpt_jax.checkpoint.huggingface import DTYPES
-from fastgpt_jax.checkpoint.parameters import named_leaves
+from fastgpt_jax.checkpoint.parameters import named_leaves, parts_of_tensors
 from fastgpt_jax.checkpoint.registry import family_of
 from fastgpt_jax.checkpoint.safetensors_io import write_safetensors
 from fastgpt_jax.checkpoint.tensors import SINGLE_FILE
@@ -54,12 +54,14 @@ def export_model(
         tokens["eos_token_id"] = eos_token_ids[0] if len(eos_token_ids) == 1 else list(eos_token_ids)
     _write_json(path / "config.json", family.export_config(config) | tokens | {"torch_dtype": dtype})
     _write_json(path / "generation_config.json", tokens)
+    flat_state = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    parameters = [(tensor, variable) for _, tensor, variable in named_leaves(family.tensors, flat_state)]
+    is_transposed = {tensor.name: tensor.is_transposed for tensor, _ in parameters}
     tensors = {}
-    for _, tensor, variable in named_leaves(family.tensors, nnx.to_flat_state(nnx.state(model, nnx.Param))):
-        values = np.asarray(variable.get_value())
-        tensors[tensor.name] = np.ascontiguousarray(values.T if tensor.is_transposed else values).astype(
-            jnp.dtype(dtype)
-        )
+    for name, parts in parts_of_tensors(parameters).items():
+        values = np.concatenate([np.asarray(variable.get_value()) for variable in parts], axis=-1)
+        values = values.T if is_transposed[name] else values
+        tensors[name] = np.ascontiguousarray(values).astype(jnp.dtype(dtype))
     write_safetensors(path / SINGLE_FILE, tensors)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 
@@ -22,12 +22,21 @@ class Tensor:
     """A tensor in the file: its name, with `{}` for the layer, and how the parameter is made of it.
 
     `axes` are what the dimensions of the parameter (not of the tensor) mean; None for one that must stay whole.
-    `is_transposed`: torch's `nn.Linear` stores [out, in], ours [in, out].
+    `is_transposed`: torch's `nn.Linear` stores [out, in], ours [in, out]. Parameters that share a name are parts of one
+    fused tensor: they lie along their last axis one after the other, by `part`.
     """
 
     name: str
     axes: tuple[LogicalAxis | None, ...]
     is_transposed: bool = False
+    part: int = 0
+
+
+@runtime_checkable
+class ConfigParser(Protocol):
+    """Reads config.json; `max_model_len` is the longest text that will be served, None for the model's own limit."""
+
+    def __call__(self, config: Fields, dtype: str, max_model_len: int | None = None) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class Family:
     architectures: tuple[str, ...]
     config_class: type
     module: Callable[..., nnx.Module]
-    parse_config: Callable[[Fields, str], Any]
+    parse_config: ConfigParser
     export_config: Callable[[Any], dict[str, Any]]
     tensors: Mapping[str, Tensor]
     ignored: tuple[str, ...] = ()

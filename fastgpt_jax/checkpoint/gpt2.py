@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastgpt_jax.checkpoint.decoder import EMBED, HEADS, KV_HEADS, MLP, VOCAB, norm, parse_activation
 from fastgpt_jax.checkpoint.family import Family, Tensor
-from fastgpt_jax.errors import UserError
 from fastgpt_jax.json_fields import Fields
 from fastgpt_jax.models.gpt2 import GPT2, GPT2Config
-from fastgpt_jax.models.layers.mlp import ACTIVATIONS
 from sharding.axes import LogicalAxis
 
-EMBED, HEADS, MLP, VOCAB = LogicalAxis.EMBED, LogicalAxis.HEADS, LogicalAxis.MLP, LogicalAxis.VOCAB
 
-
-def parse_gpt2(config: Fields, dtype: str) -> GPT2Config:
+def parse_gpt2(config: Fields, dtype: str, max_model_len: int | None = None) -> GPT2Config:
     """Reads GPT-2's own names; switches that change the forward must stand at their defaults."""
     config.require("scale_attn_weights", True, True)
     config.require("scale_attn_by_inverse_layer_idx", False, False)
     config.require("add_cross_attention", False, False)
-    activation = config.string("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
-        raise UserError(
-            f"{config.where} has activation_function={activation!r}; supported are {', '.join(ACTIVATIONS)}"
-        )
     width = config.integer("n_embd")
     return GPT2Config(
         vocab_size=config.integer("vocab_size"),
@@ -33,7 +25,7 @@ def parse_gpt2(config: Fields, dtype: str) -> GPT2Config:
         num_attention_heads=config.integer("n_head"),
         max_position_embeddings=config.integer("n_positions"),
         layer_norm_eps=config.number("layer_norm_epsilon", 1e-5),
-        hidden_act=activation,
+        hidden_act=parse_activation(config, "activation_function", "gelu_new"),
         tie_word_embeddings=config.boolean("tie_word_embeddings", True),
         dtype=dtype,
     )
@@ -57,18 +49,11 @@ def export_gpt2(config: GPT2Config) -> dict[str, Any]:
     }
 
 
-def _conv1d(module: str, name: str, fan_in: LogicalAxis, fan_out: LogicalAxis | None) -> dict[str, Tensor]:
+def _conv1d(module: str, name: str, fan_in: LogicalAxis, fan_out: LogicalAxis, part: int = 0) -> dict[str, Tensor]:
     """Hugging Face's `Conv1D` stores [in, out], as ours does."""
     return {
-        f"{module}.kernel": Tensor(f"{name}.weight", (fan_in, fan_out)),
-        f"{module}.bias": Tensor(f"{name}.bias", (fan_out,)),
-    }
-
-
-def _norm(module: str, name: str) -> dict[str, Tensor]:
-    return {
-        f"{module}.weight": Tensor(f"{name}.weight", (EMBED,)),
-        f"{module}.bias": Tensor(f"{name}.bias", (EMBED,)),
+        f"{module}.kernel": Tensor(f"{name}.weight", (fan_in, fan_out), part=part),
+        f"{module}.bias": Tensor(f"{name}.bias", (fan_out,), part=part),
     }
 
 
@@ -83,11 +68,13 @@ GPT2_FAMILY = Family(
         "embed.embedding": Tensor("transformer.wte.weight", (VOCAB, EMBED)),
         "positions.embedding": Tensor("transformer.wpe.weight", (None, EMBED)),
         "head.kernel": Tensor("lm_head.weight", (EMBED, VOCAB), is_transposed=True),
-        **_norm("norm", "transformer.ln_f"),
-        **_norm("layers.{}.attention_norm", "transformer.h.{}.ln_1"),
-        **_conv1d("layers.{}.attention.qkv", "transformer.h.{}.attn.c_attn", EMBED, None),
+        **norm("norm", "transformer.ln_f"),
+        **norm("layers.{}.attention_norm", "transformer.h.{}.ln_1"),
+        **_conv1d("layers.{}.attention.query", "transformer.h.{}.attn.c_attn", EMBED, HEADS),
+        **_conv1d("layers.{}.attention.key", "transformer.h.{}.attn.c_attn", EMBED, KV_HEADS, part=1),
+        **_conv1d("layers.{}.attention.value", "transformer.h.{}.attn.c_attn", EMBED, KV_HEADS, part=2),
         **_conv1d("layers.{}.attention.output", "transformer.h.{}.attn.c_proj", HEADS, EMBED),
-        **_norm("layers.{}.mlp_norm", "transformer.h.{}.ln_2"),
+        **norm("layers.{}.mlp_norm", "transformer.h.{}.ln_2"),
         **_conv1d("layers.{}.mlp.up", "transformer.h.{}.mlp.c_fc", EMBED, MLP),
         **_conv1d("layers.{}.mlp.down", "transformer.h.{}.mlp.c_proj", MLP, EMBED),
     },

@@ -6,7 +6,8 @@ Knows the layout, no family and no serving. The one idea: everything that can be
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flax import nnx
 
 from fastgpt_jax.checkpoint.parameters import load_module
 from fastgpt_jax.checkpoint.registry import find_family
+from fastgpt_jax.checkpoint.rope import rope_notes
 from fastgpt_jax.checkpoint.tensors import TensorFolder, open_tensor_folder
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.generation import GenerationDefaults
@@ -30,7 +32,8 @@ class LoadedModel:
     """A model ready to be called, trained or compiled.
 
     `tokenizer` is None where the folder has none: such a model is served on token ids. `chat_template` is the source of
-    a Jinja template. `name` is the folder's.
+    a Jinja template. `name` is the folder's. `notes` say what was decided on loading and cannot be changed later, such
+    as `rope_scaling`: which factors of `longrope` the model was given.
     """
 
     model: nnx.Module
@@ -40,14 +43,17 @@ class LoadedModel:
     generation: GenerationDefaults
     chat_template: str | None
     vocab_size: int
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_model(folder: str | Path, *, dtype: str | None = None) -> LoadedModel:
+def load_model(folder: str | Path, *, dtype: str | None = None, max_model_len: int | None = None) -> LoadedModel:
     """Loads config.json, safetensors, tokenizer, generation_config.json and chat template.
 
     Args:
       folder: A Hugging Face folder.
       dtype: `float32`, `bfloat16` or `float16`; None for the one that config.json names, else that of the tensors.
+      max_model_len: The longest text that will be served, in tokens; None for the model's own limit, which it cannot
+        exceed. It is the limit of the model returned, and decides between the factors of `longrope`.
 
     Raises:
       UserError: Something in the folder is missing, damaged or not supported.
@@ -65,9 +71,10 @@ def load_model(folder: str | Path, *, dtype: str | None = None) -> LoadedModel:
         method = raw.object("quantization_config").string("quant_method", "unnamed")
         raise UserError(f"{raw.where} says the weights are quantized ({method}); only float checkpoints can be loaded")
     tensors = open_tensor_folder(path)
-    config = family.parse_config(raw, _choose_dtype(dtype, raw, tensors))
+    config = family.parse_config(raw, _choose_dtype(dtype, raw, tensors), max_model_len)
     tokenizer = load_tokenizer(path)
-    generation = _parse_generation(path, raw, config.max_position_embeddings, tokenizer)
+    own_limit = config.max_position_embeddings
+    generation = _parse_generation(path, raw, min(own_limit, max_model_len or own_limit), tokenizer)
     return LoadedModel(
         model=load_module(family, config, tensors, str(path)),
         config=config,
@@ -76,6 +83,7 @@ def load_model(folder: str | Path, *, dtype: str | None = None) -> LoadedModel:
         generation=generation,
         chat_template=load_chat_template(path),
         vocab_size=config.vocab_size,
+        notes=rope_notes(getattr(config, "rope_scaling", None)),
     )
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from fastgpt_jax.checkpoint.family import Family, Tensor
 from fastgpt_jax.checkpoint.tensors import TensorFolder
 from fastgpt_jax.errors import UserError
 
+Leaf = TypeVar("Leaf")
 _NUM_NAMED = 3  # How many tensors an error names before it counts the rest.
 
 
@@ -37,10 +38,12 @@ def load_module(family: Family, config: Any, tensors: TensorFolder, where: str) 
     graphdef, state = nnx.split(abstract)
     wanted = list(named_leaves(family.tensors, nnx.to_flat_state(state)))
     names = _names_in_file(family, [tensor.name for _, tensor, _ in wanted], tensors, where)
+    parts = parts_of_tensors((tensor, variable.get_value()) for _, tensor, variable in wanted)
     loaded = []
     for path, tensor, variable in wanted:
-        leaf = variable.get_value()
-        loaded.append((path, variable.replace(_read_leaf(tensors, names[tensor.name], tensor, leaf, where))))
+        widths = [leaf.shape[-1] for leaf in parts[tensor.name]]
+        leaf = _read_leaf(tensors, names[tensor.name], tensor, variable.get_value(), widths, where)
+        loaded.append((path, variable.replace(leaf)))
     return nnx.merge(graphdef, nnx.from_flat_state(loaded))
 
 
@@ -53,6 +56,14 @@ def named_leaves(
         entry = table[template]
         layers = [key for key in path if isinstance(key, int)]
         yield path, dataclasses.replace(entry, name=entry.name.format(*layers)), variable
+
+
+def parts_of_tensors(parameters: Iterable[tuple[Tensor, Leaf]]) -> dict[str, list[Leaf]]:
+    """The parameters that make up each tensor of the file, in their order there; most tensors are one parameter."""
+    found: dict[str, dict[int, Leaf]] = {}
+    for tensor, leaf in parameters:
+        found.setdefault(tensor.name, {})[tensor.part] = leaf
+    return {name: [parts[part] for part in sorted(parts)] for name, parts in found.items()}
 
 
 def _names_in_file(family: Family, wanted: list[str], tensors: TensorFolder, where: str) -> dict[str, str]:
@@ -74,18 +85,25 @@ def _names_in_file(family: Family, wanted: list[str], tensors: TensorFolder, whe
     return names
 
 
-def _read_leaf(tensors: TensorFolder, name: str, tensor: Tensor, leaf: jax.ShapeDtypeStruct, where: str) -> jax.Array:
+def _read_leaf(
+    tensors: TensorFolder, name: str, tensor: Tensor, leaf: jax.ShapeDtypeStruct, widths: Sequence[int], where: str
+) -> jax.Array:
+    """Args: widths: The last dimension of each of the parameters that the tensor holds."""
     values = tensors.read(name)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise UserError(
             f"{where}: tensor {name} has dtype {tensors.dtype_name(name)}; only float tensors can be loaded, "
             "so dequantize the checkpoint first"
         )
-    expected = leaf.shape[::-1] if tensor.is_transposed else leaf.shape
+    expected = (*leaf.shape[:-1], sum(widths))
+    expected = expected[::-1] if tensor.is_transposed else expected
     if values.shape != expected:
         raise UserError(f"{where}: config.json asks for {name} of shape {expected}, the file has {values.shape}")
+    values = values.T if tensor.is_transposed else values
+    start = sum(widths[: tensor.part])
+    values = values[..., start : start + widths[tensor.part]]
     # Always a copy: an alias of the mapped file would crash the process if the file were cut short later.
-    return jnp.asarray(np.array(values.T if tensor.is_transposed else values, dtype=leaf.dtype, order="C"))
+    return jnp.asarray(np.array(values, dtype=leaf.dtype, order="C"))
 
 
 def _list(names: list[str]) -> str:

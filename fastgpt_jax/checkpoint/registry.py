@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import difflib
 
+from fastgpt_jax.checkpoint.bloom import BLOOM
 from fastgpt_jax.checkpoint.family import Family
+from fastgpt_jax.checkpoint.gemma import GEMMA2, GEMMA3
 from fastgpt_jax.checkpoint.gpt2 import GPT2_FAMILY
 from fastgpt_jax.checkpoint.llama import LLAMA, QWEN2
+from fastgpt_jax.checkpoint.mistral import MISTRAL
+from fastgpt_jax.checkpoint.phi3 import PHI3
+from fastgpt_jax.checkpoint.qwen3 import QWEN3
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.json_fields import Fields
 
-FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, GPT2_FAMILY)
+FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, MISTRAL, QWEN3, PHI3, GEMMA2, GEMMA3, GPT2_FAMILY, BLOOM)
 
 
 def find_family(config: Fields) -> Family:

@@ -75,7 +75,7 @@ def execute(options: Options) -> int:
 
 def _explain(options: Options) -> Explanation:
     if options.params is not None or not is_function_spec(options.model):
-        return _explain_source(load_source(options.model, options.params), options)
+        return _explain_source(load_source(options.model, options.params, max_model_len=options.max_model_len), options)
     try:
         return _explain_source(trace_source(options.model), options)
     except Exception as error:

@@ -95,7 +95,7 @@ def execute(options: Options) -> int:
     """Generates; a prompt that cannot be served is a line on standard error, and the others are served all the same."""
     params = _sampling_params(options)
     given = _prompts(options)
-    source = load_source(options.model, options.params, options.tokenizer, options.dtype)
+    source = load_source(options.model, options.params, options.tokenizer, options.dtype, options.max_model_len)
     encoded = _encode(given, source)
     started = time.monotonic()
     llm = LLM(_compile(source, options, list(encoded.values())))

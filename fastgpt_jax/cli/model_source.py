@@ -43,11 +43,15 @@ class ModelSource:
 
 
 def load_source(
-    model: str, params: str | None = None, tokenizer: str | None = None, dtype: str = "auto"
+    model: str,
+    params: str | None = None,
+    tokenizer: str | None = None,
+    dtype: str = "auto",
+    max_model_len: int | None = None,
 ) -> ModelSource:
     """Loads what the flags name, weights included; every mistake is a UserError of one line."""
     if not is_function_spec(model):
-        return _load_folder(model, params, tokenizer, dtype)
+        return _load_folder(model, params, tokenizer, dtype, max_model_len)
     if dtype != "auto":
         raise UserError("--dtype is for model folders; a function of your own decides its dtypes itself")
     made = call_make_model(find_make_model(model), model)
@@ -137,12 +141,14 @@ def _check_leaves(params: Any, spec: str) -> None:
             )
 
 
-def _load_folder(model: str, params: str | None, tokenizer: str | None, dtype: str) -> ModelSource:
+def _load_folder(
+    model: str, params: str | None, tokenizer: str | None, dtype: str, max_model_len: int | None
+) -> ModelSource:
     if params is not None:
         raise UserError("--params goes with --model FILE.py:FUNCTION; a model folder holds its own weights")
     if model.endswith(".py"):
         raise UserError(f"say which function of {model} makes the model, as in --model {model}:make_model")
-    loaded: LoadedModel = load_model(model, dtype=None if dtype == "auto" else dtype)
+    loaded: LoadedModel = load_model(model, dtype=None if dtype == "auto" else dtype, max_model_len=max_model_len)
     if tokenizer is not None:
         loaded = dataclasses.replace(loaded, tokenizer=_read_tokenizer(tokenizer))
     return ModelSource(loaded, tokenizer=loaded.tokenizer, max_model_len=loaded.generation.max_model_len)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from fastgpt_jax.artifact.loading import is_artifact, load_artifact
 from fastgpt_jax.engine.args import EngineArgs
 from fastgpt_jax.engine.compiled import CompiledModel
 from fastgpt_jax.errors import UserError
@@ -20,8 +22,11 @@ from fastgpt_jax.errors import UserError
 
 def resolve_model(args: EngineArgs) -> CompiledModel:
     """Compiles `args.model` unless that was done; raises UserError where it is nothing that can be served."""
-    model = args.model
-    compiled = _check_compiled(args) if _is_compiled(model) else _compile(args)
+    if isinstance(args.model, (str, Path)) and is_artifact(args.model):
+        args = dataclasses.replace(args, model=_load_artifact(args))
+    elif (args.verify, args.on_mismatch, args.check_fingerprint) != ("auto", "recompile", True):
+        raise UserError("verify, on_mismatch and check_fingerprint are for artifacts, and this model is none")
+    compiled = _check_compiled(args) if _is_compiled(args.model) else _compile(args)
     if args.gpu_memory_utilization is not None:
         check_memory(compiled, args.gpu_memory_utilization)
     return compiled
@@ -29,6 +34,16 @@ def resolve_model(args: EngineArgs) -> CompiledModel:
 
 def _is_compiled(model: Any) -> bool:
     return hasattr(model, "init_state") and hasattr(model, "step")
+
+
+def _load_artifact(args: EngineArgs) -> CompiledModel:
+    return load_artifact(
+        args.model,
+        verify=args.verify,
+        on_mismatch=args.on_mismatch,
+        check_fingerprint=args.check_fingerprint,
+        tell=lambda line: print(line, file=sys.stderr),
+    )
 
 
 def _check_compiled(args: EngineArgs) -> CompiledModel:
@@ -63,7 +78,8 @@ def _load(args: EngineArgs) -> Any:
     if isinstance(model, (str, Path)):
         from fastgpt_jax.checkpoint import load_model  # noqa: PLC0415
 
-        model = load_model(model, dtype=None if args.dtype == "auto" else args.dtype)
+        dtype = None if args.dtype == "auto" else args.dtype
+        model = load_model(model, dtype=dtype, max_model_len=args.max_model_len)
     elif not hasattr(model, "generation") or not hasattr(model, "model"):
         raise UserError(
             f"model must be a folder, a loaded model or a compiled one, got {type(model).__name__}; "

@@ -5,16 +5,16 @@ nothing in it is there for the compiler.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from fastgpt_jax.errors import UserError
-from fastgpt_jax.models.layers.attention import causal_attention
 from fastgpt_jax.models.layers.mlp import MLP
 from fastgpt_jax.models.layers.norm import LayerNorm
+from fastgpt_jax.models.layers.self_attention import SelfAttention
+from fastgpt_jax.models.layers.vocabulary import make_embed, make_head, unembed
 
 
 @dataclass(frozen=True)
@@ -44,31 +44,17 @@ class GPT2Config:
             )
 
 
-class Attention(nnx.Module):
-    """Multi-head self-attention with one projection for queries, keys and values."""
-
-    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.dtype)
-        linear = partial(nnx.Linear, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.qkv = linear(config.hidden_size, 3 * config.hidden_size)
-        self.output = linear(config.hidden_size, config.hidden_size)
-        self.num_heads = config.num_attention_heads
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        B, T, D = x.shape
-        query, key, value = (part.reshape(B, T, self.num_heads, -1) for part in jnp.split(self.qkv(x), 3, axis=-1))
-        return self.output(causal_attention(query, key, value).reshape(B, T, D))
-
-
 class Block(nnx.Module):
     """Attention and MLP, each behind a norm and beside the residual stream."""
 
     def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.dtype)
-        self.attention_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, dtype=dtype)
-        self.attention = Attention(config, rngs=rngs)
-        self.mlp_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, dtype=dtype)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act, dtype=dtype, rngs=rngs)
+        dtype, width, num_heads = jnp.dtype(config.dtype), config.hidden_size, config.num_attention_heads
+        self.attention_norm = LayerNorm(width, config.layer_norm_eps, dtype=dtype)
+        self.attention = SelfAttention(
+            width, num_heads, num_heads, width // num_heads, bias=True, output_bias=True, dtype=dtype, rngs=rngs
+        )
+        self.mlp_norm = LayerNorm(width, config.layer_norm_eps, dtype=dtype)
+        self.mlp = MLP(width, config.intermediate_size, config.hidden_act, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         x = x + self.attention(self.attention_norm(x))
@@ -79,25 +65,13 @@ class GPT2(nnx.Module):
     """A decoder-only transformer with learned positions: tokens to next-token logits."""
 
     def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.dtype)
-        embed = partial(
-            nnx.Embed, embedding_init=nnx.initializers.normal(0.02), dtype=dtype, param_dtype=dtype, rngs=rngs
-        )
+        dtype, width = jnp.dtype(config.dtype), config.hidden_size
         self.config = config
-        self.embed = embed(config.vocab_size, config.hidden_size)
-        self.positions = embed(config.max_position_embeddings, config.hidden_size)
+        self.embed = make_embed(config.vocab_size, width, dtype=dtype, rngs=rngs)
+        self.positions = make_embed(config.max_position_embeddings, width, dtype=dtype, rngs=rngs)
         self.layers = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_hidden_layers)])
-        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps, dtype=dtype)
-        if not config.tie_word_embeddings:
-            self.head = nnx.Linear(
-                config.hidden_size,
-                config.vocab_size,
-                use_bias=False,
-                dtype=dtype,
-                param_dtype=dtype,
-                preferred_element_type=jnp.float32,
-                rngs=rngs,
-            )
+        self.norm = LayerNorm(width, config.layer_norm_eps, dtype=dtype)
+        self.head = make_head(config.vocab_size, width, is_tied=config.tie_word_embeddings, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         T, max_len = tokens.shape[1], self.config.max_position_embeddings
@@ -106,7 +80,4 @@ class GPT2(nnx.Module):
         x = self.embed(tokens) + self.positions.embedding[:T][None]
         for layer in self.layers:
             x = layer(x)
-        x = self.norm(x)
-        if not self.config.tie_word_embeddings:
-            return self.head(x)
-        return jnp.einsum("BTD,VD->BTV", x, self.embed.embedding[...], preferred_element_type=jnp.float32)
+        return unembed(self.norm(x), self.embed, self.head)

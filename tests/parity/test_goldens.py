@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from fastgpt_jax.checkpoint import load_model
+from fastgpt_jax.checkpoint.registry import FAMILIES
 from fastgpt_jax.checkpoint.safetensors_io import write_safetensors
 from tests.parity.weights import make_weights
 
@@ -27,29 +28,90 @@ def write_golden_folder(folder: Path, golden) -> None:
     write_safetensors(folder / "model.safetensors", make_weights(json.loads(str(golden["shapes"]))))
 
 
+def load_golden(path: Path, folder: Path, **options):
+    """The golden's model, for the length that the golden names or another."""
+    golden = np.load(path)
+    write_golden_folder(folder, golden)
+    return load_model(folder, dtype="float32", **{"max_model_len": int(golden["max_model_len"])} | options)
+
+
+def golden_path(name: str) -> Path:
+    return next(path for path in GOLDENS if path.stem == name)
+
+
+def error_against(path: Path, model: nnx.Module) -> float:
+    golden = np.load(path)
+    return relative_error(np.asarray(forward(model, jnp.asarray(golden["tokens"]))), golden["logits"])
+
+
 def relative_error(ours, theirs) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_logits_equal_those_of_transformers(path, tmp_path, strict_jax):
-    golden = np.load(path)
-    write_golden_folder(tmp_path, golden)
-    loaded = load_model(tmp_path, dtype="float32")
-    logits = np.asarray(forward(loaded.model, jnp.asarray(golden["tokens"])))
     # Float32 on both sides; measured 2e-6 at worst (x86, jax 0.10.2).
-    assert relative_error(logits, golden["logits"]) < 1e-4
+    assert error_against(path, load_golden(path, tmp_path).model) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["llama_linear", "llama_llama3", "llama_yarn", "llama_yarn_mscale"])
-def test_golden_can_tell_whether_rope_is_scaled(name, tmp_path):
-    golden = np.load(next(path for path in GOLDENS if path.stem == name))
-    write_golden_folder(tmp_path, golden)
-    model = load_model(tmp_path, dtype="float32").model
-    model.config = dataclasses.replace(model.config, rope_scaling=None)
-    logits = np.asarray(forward(model, jnp.asarray(golden["tokens"])))
-    assert relative_error(logits, golden["logits"]) > 1e-2
+SWITCHES = {
+    "llama_linear": {"rope_scaling": None},
+    "llama_llama3": {"rope_scaling": None},
+    "llama3_1": {"rope_scaling": None},
+    "llama3_2": {"rope_scaling": None},
+    "llama_yarn": {"rope_scaling": None},
+    "llama_yarn_mscale": {"rope_scaling": None},
+    "phi3_longrope_short": {"rope_scaling": None},
+    "phi3_longrope_partial": {"rope_scaling": None},
+    "gemma3": {"rope_local_base_freq": 500.0},
+    "gemma3_linear_capped": {"rope_scaling": None},
+    "gemma2": {"final_logit_softcapping": None},
+}
 
 
-def test_every_family_and_scaling_has_a_golden():
-    assert {path.stem for path in GOLDENS} >= {"llama", "llama_linear", "llama_llama3", "llama_yarn", "qwen2", "gpt2"}
+@pytest.mark.parametrize("name", SWITCHES)
+def test_golden_can_tell_a_field_of_the_config(name, tmp_path):
+    path = golden_path(name)
+    model = load_golden(path, tmp_path).model
+    model.config = dataclasses.replace(model.config, **SWITCHES[name])
+    assert error_against(path, model) > 1e-2
+
+
+LAYERS = {
+    "mistral": {"window": None},
+    "phi3": {"window": None},
+    "gemma2": {"softcap": None},
+    "gemma2_uncapped": {"window": None},
+    "gemma3": {"window": 9},  # one position more
+    "qwen3": {"has_head_norms": False},
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_golden_can_tell_a_switch_of_attention(name, tmp_path):
+    path = golden_path(name)
+    model = load_golden(path, tmp_path).model
+    for layer in model.layers:
+        for field, value in LAYERS[name].items():
+            setattr(layer.attention, field, value)
+    assert error_against(path, model) > 1e-2
+
+
+@pytest.mark.parametrize(("name", "other"), [("phi3_longrope_short", 256), ("phi3_longrope_long", 16)])
+def test_factors_of_longrope_are_chosen_by_the_length_to_serve(name, other, tmp_path):
+    path = golden_path(name)
+    original = json.loads(str(np.load(path)["config"]))["original_max_position_embeddings"]
+    loaded, swapped = load_golden(path, tmp_path), load_golden(path, tmp_path, max_model_len=other)
+    sides = {True: ("long", ">"), False: ("short", "<=")}
+    for model in (loaded, swapped):
+        length = model.generation.max_model_len
+        side, sign = sides[length > original]
+        note = f"longrope: {side} factors, max_model_len {length} {sign} original {original}"
+        assert model.notes == {"rope_scaling": note}
+    assert loaded.notes != swapped.notes
+    assert error_against(path, swapped.model) > 1e-2
+
+
+def test_every_family_has_a_golden():
+    compared = {json.loads(str(np.load(path)["config"]))["model_type"] for path in GOLDENS}
+    assert compared == {name for family in FAMILIES for name in family.model_types}

@@ -10,17 +10,19 @@ from jaxtyping import Array, Float
 
 
 class RMSNorm(nnx.Module):
-    """`x / sqrt(mean(x^2) + eps) * weight` (arXiv:1910.07467)."""
+    """`x / sqrt(mean(x^2) + eps) * (offset + weight)` (arXiv:1910.07467); Gemma keeps its weights around 0, offset 1."""
 
-    def __init__(self, width: int, eps: float, *, dtype: jnp.dtype):
-        self.weight = nnx.Param(jnp.ones(width, dtype))
+    def __init__(self, width: int, eps: float, *, offset: float = 0.0, dtype: jnp.dtype):
+        self.weight = nnx.Param(jnp.full(width, 1.0 - offset, dtype))
         self.eps = eps
+        self.offset = offset
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         wide = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         normed = wide * jax.lax.rsqrt(mean_square + self.eps)
-        return (normed * _align(self.weight[...], x)).astype(x.dtype)
+        weight = _align(self.weight[...], x)
+        return (normed * (weight + self.offset if self.offset else weight)).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):

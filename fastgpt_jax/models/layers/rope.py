@@ -2,7 +2,8 @@
 
 Knows positions and head dimensions, no model. The one idea: a scaling changes the H/2 frequencies once, for every
 length alike, so that the rotation at a position is a function of that position. Scalings whose frequencies depend on
-the length of the sequence (`dynamic`) do not fit, and a cached key would be wrong under them.
+the length of the sequence (`dynamic`) do not fit, and a cached key would be wrong under them; of the two sets of
+`longrope` one is chosen before the model is built.
 
 Frequencies are NumPy float64 at trace time, rounded to float32 once.
 """
@@ -16,6 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fastgpt_jax.errors import UserError
+
+Rotation = tuple[Float[Array, "T h"], Float[Array, "T h"]]  # Cosines and sines of every position, h = rotary_dim / 2.
 
 
 class RopeScaling(abc.ABC):
@@ -117,19 +120,61 @@ class YarnScaling(RopeScaling):
         return _blend(frequencies, frequencies / self.factor, kept)
 
 
-def make_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """Rotation frequencies [H/2] in radians a token, float32."""
-    frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+@dataclass(frozen=True)
+class LongRopeScaling(RopeScaling):
+    """LongRoPE (arXiv:2402.13753): each frequency divided by a searched factor of its own, and a larger amplitude.
+
+    There is one set of factors for texts within the original length and one for longer ones, and a model serves with
+    one of them: the long ones where `max_model_len` exceeds the original length. `factor` is how far the context was
+    stretched; `attention_factor` is the amplitude, None for `sqrt(1 + ln(factor) / ln(original length))`.
+    """
+
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    original_max_position_embeddings: int
+    factor: float
+    max_model_len: int
+    attention_factor: float | None = None
+
+    def __post_init__(self):
+        _require_positive(self, "original_max_position_embeddings", "factor", "max_model_len")
+        if not all(factor > 0 for factor in (*self.short_factor, *self.long_factor)):
+            raise UserError("rope scaling needs short_factor and long_factor > 0")
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the long factors are the ones in use."""
+        return self.max_model_len > self.original_max_position_embeddings
+
+    @property
+    def amplitude(self) -> float:
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.factor <= 1:
+            return 1.0
+        return math.sqrt(1 + math.log(self.factor) / math.log(self.original_max_position_embeddings))
+
+    def scale(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
+        name, factors = ("long_factor", self.long_factor) if self.is_long else ("short_factor", self.short_factor)
+        if len(factors) != len(frequencies):
+            raise UserError(
+                f"longrope rope scaling needs {len(frequencies)} numbers in {name}, half the rotated dimension of a "
+                f"head, got {len(factors)}"
+            )
+        return frequencies / np.asarray(factors, np.float64)
+
+
+def make_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
+    """Rotation frequencies [rotary_dim / 2] in radians a token, float32."""
+    frequencies = theta ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
     if scaling is not None:
         frequencies = scaling.scale(frequencies, theta)
     return frequencies.astype(np.float32)
 
 
-def rope_table(
-    positions: Int[Array, " T"], head_dim: int, theta: float, scaling: RopeScaling | None
-) -> tuple[Float[Array, "T h"], Float[Array, "T h"]]:
-    """Cosines and sines of the rotation angles, float32, with h = H / 2."""
-    frequencies = jnp.asarray(make_frequencies(head_dim, theta, scaling))
+def rope_table(positions: Int[Array, " T"], rotary_dim: int, theta: float, scaling: RopeScaling | None) -> Rotation:
+    """Cosines and sines of the rotation angles, float32, with h = rotary_dim / 2."""
+    frequencies = jnp.asarray(make_frequencies(rotary_dim, theta, scaling))
     angles = positions.astype(jnp.float32)[:, None] * frequencies[None, :]
     amplitude = 1.0 if scaling is None else scaling.amplitude
     return jnp.cos(angles) * amplitude, jnp.sin(angles) * amplitude
@@ -138,10 +183,16 @@ def rope_table(
 def apply_rope(
     x: Float[Array, "B T N H"], cos: Float[Array, "T h"], sin: Float[Array, "T h"]
 ) -> Float[Array, "B T N H"]:
-    """Rotates dimension pairs `(i, i + H/2)` by their angle, in float32 (Hugging Face's order, not the paper's)."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    """Rotates dimension pairs `(i, i + h)` by their angle, in float32 (Hugging Face's order, not the paper's).
+
+    What lies beyond the first `2 * h` dimensions of a head stays as it is.
+    """
+    num_pairs, H = cos.shape[-1], x.shape[-1]
+    rotated, kept = (x, None) if 2 * num_pairs == H else (x[..., : 2 * num_pairs], x[..., 2 * num_pairs :])
+    first, second = jnp.split(rotated.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[None, :, None, :], sin[None, :, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return rotated if kept is None else jnp.concatenate([rotated, kept], axis=-1)
 
 
 def _blend(fast: np.ndarray, slow: np.ndarray, kept: np.ndarray) -> np.ndarray:
