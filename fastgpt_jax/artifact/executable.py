@@ -182,6 +182,13 @@ def compile_portable(program: bytes, signature: Signature, placement: Placement)
     return step.lower(*arguments).compile()
 
 
+def init_zeros(state: Sequence[ArrayType], placement: Placement) -> FlatStep:
+    """Compiles a program that takes nothing and gives arrays of zeros as its outputs."""
+    shardings = ([placement.sharding(x.spec) for x in state], [])
+    make = jax.jit(lambda *groups: ([jax.numpy.zeros(x.shape, x.dtype) for x in state], []), out_shardings=shardings)
+    return make.lower([], [], []).compile()
+
+
 def compiler_versions() -> Mapping[str, str]:
     """Versions of what machine code depends on."""
     return {"jax": jax.__version__, "jaxlib": jax.lib.__version__}

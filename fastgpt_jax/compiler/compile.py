@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from fastgpt_jax.artifact.cache_layout import CacheLayout
 from fastgpt_jax.artifact.entry_points import Buckets, EntryPointKey, Variant
 from fastgpt_jax.artifact.step import Step
 from fastgpt_jax.checkpoint import LoadedModel
+from fastgpt_jax.checkpoint.padding import pad_model
+from fastgpt_jax.compiler.bucket_plan import BucketPlan, plan_buckets
 from fastgpt_jax.compiler.capture import Captured, as_forward, capture
 from fastgpt_jax.compiler.certify import Certificate, certify
-from fastgpt_jax.compiler.config import CompileConfig, choose_buckets
+from fastgpt_jax.compiler.config import CompileConfig
+from fastgpt_jax.compiler.distribution import Distribution, family_rules, make_distribution
 from fastgpt_jax.compiler.entry_point import TracedEntryPoint, compile_entry_point, trace_entry_point
 from fastgpt_jax.compiler.packing import PackedStore
 from fastgpt_jax.compiler.program import Program
@@ -38,8 +40,9 @@ class Compiled:
     Attributes:
       max_model_len: Tokens a request may reach; the cache holds at least as many.
       certificate: What was checked, and how well it agreed.
-      buckets: Shapes of the steps that the scheduler may ask for.
+      bucket_plan: Shapes of the steps that the scheduler may ask for, and the padding to expect of them.
       seconds: Time that tracing, deriving and certifying took.
+      notes: Choices that were fixed on the way, such as what was padded.
     """
 
     config: CompileConfig
@@ -47,16 +50,18 @@ class Compiled:
     program: Program
     certificate: Certificate
     leaves: list[Any]
+    distribution: Distribution
     max_model_len: int
     tokenizer: Any
     generation: GenerationDefaults
-    buckets: Buckets
+    bucket_plan: BucketPlan
     seconds: dict[str, float]
+    notes: dict[str, str] = field(default_factory=dict)
     steps: dict[EntryPointKey, Step] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._manager = PassManager(parse_pipeline(self.config.pipeline), self.config.pass_options)
-        self.store = PackedStore(leaf_paths(self.captured.params), self.leaves)
+        self.store = PackedStore(leaf_paths(self.captured.params), self.leaves, self.distribution.sharding())
 
     @property
     def max_num_seqs(self) -> int:
@@ -65,6 +70,10 @@ class Compiled:
     @property
     def max_logprobs(self) -> int:
         return min(self.config.max_logprobs, self.vocab_size)
+
+    @property
+    def buckets(self) -> Buckets:
+        return self.bucket_plan.buckets
 
     @property
     def vocab_size(self) -> int:
@@ -81,11 +90,19 @@ class Compiled:
 
     def init_state(self) -> list[Any]:
         """Empty caches for `max_num_seqs` requests."""
-        return jax.tree.leaves(self.program.init_state())
+        return self.distribution.init_state(self.program)
 
     def trace(self, key: EntryPointKey) -> TracedEntryPoint:
         """One entry point after the passes, not compiled."""
-        return trace_entry_point(key, self.program, self.store, self._manager, self.max_model_len, self.max_logprobs)
+        return trace_entry_point(
+            key,
+            self.program,
+            self.store,
+            self._manager,
+            self.distribution,
+            self.max_model_len,
+            self.max_logprobs,
+        )
 
     def step(
         self,
@@ -129,11 +146,15 @@ def compile(
       NotServable: the model has no exact cached step; names the operation and the source line.
       UserError: the model, its parameters or the configuration cannot be used.
     """
+    notes, rules = {}, config.sharding_rules
     if isinstance(model, LoadedModel):
         tokenizer = tokenizer if tokenizer is not None else model.tokenizer
         generation = generation if generation is not None else model.generation
+        model, notes = _pad(model, config)
+        rules = rules or family_rules(model.config)
         model = model.model
     max_model_len = _max_model_len(config, generation)
+    distribution = make_distribution(config.tensor_parallel_size, rules)
     forward, params = as_forward(model, params, config.arguments)
     start = time.perf_counter()
     captured = capture(forward, params, max_model_len)
@@ -142,8 +163,8 @@ def compile(
     derived = time.perf_counter()
     unroll = config.unroll_layers if config.unroll_layers is not None else jax.default_backend() == "cpu"
     program = Program(captured.graph, plan, config.max_num_seqs, unroll)
-    # On the device once, since what stays NumPy would travel there in every step.
-    leaves = [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in jax.tree.leaves(params)]
+    distribution.state_specs(program)  # refuses before the work
+    leaves = distribution.place_weights(leaf_paths(params), jax.tree.leaves(params))
     certificate = certify(captured, program, leaves)
     if certificate.min_first_chunk > max_model_len:
         raise UserError(
@@ -155,12 +176,30 @@ def compile(
         program,
         certificate,
         leaves,
+        distribution,
         max_model_len,
         tokenizer,
         generation or GenerationDefaults(max_model_len),
-        choose_buckets(config, max_model_len, certificate.min_first_chunk),
+        plan_buckets(
+            max_model_len,
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            certificate.min_first_chunk,
+            chunk_lens=[n for n in config.prefill_buckets if n <= max_model_len],
+            decode_rows=config.decode_buckets,
+            traffic=config.traffic,
+        ),
         {"trace": traced - start, "derive": derived - traced, "certify": certificate.seconds},
+        notes,
     )
+
+
+def _pad(loaded: LoadedModel, config: CompileConfig) -> tuple[LoadedModel, dict[str, str]]:
+    size = config.tensor_parallel_size
+    loaded, padding = pad_model(loaded, size)
+    if not padding:
+        return loaded, {}
+    return loaded, {"padding": f"{', '.join(map(str, padding))} for tensor_parallel_size {size}"}
 
 
 def leaf_paths(params: Any) -> list[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, no_type_check
 
+from fastgpt_jax.artifact.loading import OnMismatch
+from fastgpt_jax.artifact.verify import Level
 from fastgpt_jax.errors import UserError
 
 ONLY_VALUES: Mapping[str, Any] = MappingProxyType(
@@ -33,7 +35,7 @@ class EngineArgs:
     """How to serve a model.
 
     Attributes:
-      model: A model folder, a loaded model, or a compiled one.
+      model: An artifact, a model folder, a loaded model, or a compiled one.
       tokenizer: Folder of a tokenizer that takes the place of the model's own.
       dtype: Of parameters and activations; "auto" is the checkpoint's.
       max_model_len: Tokens of prompt and output together; None is what the model was made for.
@@ -43,6 +45,10 @@ class EngineArgs:
       max_logprobs: Most likely tokens that may be asked for; None leaves it to the compiler.
       gpu_memory_utilization: Share of the device's memory that weights and caches may take; more is an error at
         start. None leaves it unchecked.
+      verify: How much of an artifact is read before it is used: "full", "fast" (all but the weights), or "auto", which
+        is "full" up to 8 GB.
+      on_mismatch: What to do with an artifact of another environment: "recompile" its portable programs, or "refuse".
+      check_fingerprint: Whether an artifact must reproduce the log-probabilities of a fixed prompt before it serves.
       seed: Decides the draws of requests that bring no seed.
     """
 
@@ -54,6 +60,9 @@ class EngineArgs:
     max_num_batched_tokens: int | None = None
     max_logprobs: int | None = None
     gpu_memory_utilization: float | None = None
+    verify: Level = "auto"
+    on_mismatch: OnMismatch = "recompile"
+    check_fingerprint: bool = True
     seed: int = 0
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 import tokenizers
 
@@ -34,8 +35,13 @@ class Tokenizer:
         backend.no_padding()
         self._backend = backend
         self._prefix_ids = [bos_token_id] if add_bos and bos_token_id is not None else []
+        self.add_bos = add_bos
         self.bos_token_id = bos_token_id
         self.eos_token_ids = eos_token_ids
+
+    def save(self, path: Path) -> None:
+        """Writes the library's tokenizer.json; the arguments besides `backend` are the caller's to keep."""
+        self._backend.save(str(path))
 
     @property
     def vocab_size(self) -> int:
