@@ -1,45 +1,21 @@
 """Byte-level BPE tokenizers from vocab.json and merges.txt, for folders that have no tokenizer.json.
 
 The one idea: the two files hold everything but how a text is cut into words before merging, and which tokens are
-special; both are known per kind. Sources: the GPT-2 and Qwen2 tokenizers of Hugging Face transformers.
+special; both are known per kind (`byte_level_kinds`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.json_fields import Fields
+from fastgpt_jax.tokenizer.byte_level_kinds import ByteLevelKind
 
 VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
-
-
-@dataclass(frozen=True)
-class ByteLevelKind:
-    """`word_pattern` is the regular expression of a word, None for GPT-2's; `normalizes` means to Unicode NFC."""
-
-    word_pattern: str | None
-    normalizes: bool
-    special_tokens: tuple[str, ...]
-
-
-KINDS: Mapping[str, ByteLevelKind] = MappingProxyType(
-    {
-        "gpt2": ByteLevelKind(word_pattern=None, normalizes=False, special_tokens=("<|endoftext|>",)),
-        "qwen2": ByteLevelKind(
-            word_pattern=r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-            r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-            normalizes=True,
-            special_tokens=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-        ),
-    }
-)
 
 
 def make_byte_level_tokenizer(folder: Path, kind: ByteLevelKind, config: Fields) -> Tokenizer:
@@ -55,17 +31,22 @@ def make_byte_level_tokenizer(folder: Path, kind: ByteLevelKind, config: Fields)
         bpe = models.BPE.from_file(str(folder / VOCAB_FILE), str(folder / MERGES_FILE))
     except Exception as error:  # The library raises nothing narrower.
         raise UserError(f"cannot read {folder / VOCAB_FILE} and {MERGES_FILE} as a BPE tokenizer: {error}") from error
+    tokenizer = assemble_byte_level(bpe, kind)
+    _add_tokens(tokenizer, kind, config)
+    return tokenizer
+
+
+def assemble_byte_level(bpe: models.BPE, kind: ByteLevelKind) -> Tokenizer:
+    """Puts the kind's normalizer and words before the merges, and bytes around them; no token is added."""
     tokenizer = Tokenizer(bpe)
     if kind.normalizes:
         tokenizer.normalizer = normalizers.NFC()
-    if kind.word_pattern is None:
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    else:
-        words = pre_tokenizers.Split(Regex(kind.word_pattern), behavior="isolated")
-        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, to_bytes])
+    steps: list[pre_tokenizers.PreTokenizer] = [
+        pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in kind.splits
+    ]
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind.has_gpt2_words)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
-    _add_tokens(tokenizer, kind, config)
     return tokenizer
 
 

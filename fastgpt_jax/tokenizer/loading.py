@@ -12,7 +12,8 @@ import tokenizers
 
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.json_fields import Fields, read_optional_json_object
-from fastgpt_jax.tokenizer.byte_level import KINDS, MERGES_FILE, VOCAB_FILE, ByteLevelKind, make_byte_level_tokenizer
+from fastgpt_jax.tokenizer.byte_level import MERGES_FILE, VOCAB_FILE, make_byte_level_tokenizer
+from fastgpt_jax.tokenizer.byte_level_kinds import KINDS, ByteLevelKind
 from fastgpt_jax.tokenizer.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -27,7 +28,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer | None:
     path = Path(folder)
     config = read_optional_json_object(path / "tokenizer_config.json")
     if (path / TOKENIZER_FILE).exists():
-        backend = _read_tokenizer_json(path / TOKENIZER_FILE)
+        backend = read_tokenizer_json(path / TOKENIZER_FILE)
     elif (path / VOCAB_FILE).exists() and (path / MERGES_FILE).exists():
         backend = make_byte_level_tokenizer(path, _find_kind(path, config), config)
     else:
@@ -43,7 +44,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer | None:
     )
 
 
-def _read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
+def read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
+    """Reads the library's file; raises UserError where it cannot be."""
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # The library raises nothing narrower.
@@ -54,7 +56,7 @@ def _find_kind(folder: Path, config: Fields) -> ByteLevelKind:
     """GPT-2's way of cutting words, unless the folder says it is a Qwen2."""
     model_type = read_optional_json_object(folder / "config.json").string("model_type", "")
     is_qwen2 = config.string("tokenizer_class", "").startswith("Qwen2") or model_type == "qwen2"
-    return KINDS["qwen2" if is_qwen2 else "gpt2"]
+    return KINDS["qwen2" if is_qwen2 else "gpt-2"]
 
 
 def _special_id(name: str, backend: tokenizers.Tokenizer, *sources: Fields) -> int | None:
