@@ -12,6 +12,7 @@ from fastgpt_jax.cli.common import EXIT_INTERRUPT, EXIT_USER_ERROR
 
 TOOLS: Mapping[str, str] = MappingProxyType(
     {
+        "compile": "write an artifact that a fresh process serves at once",
         "demo": "explain, compile and run the embedded model",
         "doctor": "print what this machine and installation can do, and check an artifact",
         "explain": "print what will be cached, carried, recognised or refused in a model",
