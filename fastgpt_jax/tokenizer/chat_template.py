@@ -1,14 +1,16 @@
 """Chat templates: the Jinja programs with which models turn a conversation into a prompt.
 
 Knows no model. The one idea: a template is a stranger's program, so it runs in Jinja's immutable sandbox, with the few
-names that Hugging Face transformers gives it, and whatever goes wrong in it is one line for the user.
+names that Hugging Face transformers gives it, and whatever goes wrong in it is one line for the user. It works on
+copies, so that it may use a list as a queue, as some do with their own, and the caller's stay as they are.
 """
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,10 +64,10 @@ class ChatTemplate:
         """
         try:
             return self._template.render(
-                messages=messages,
+                messages=copy.deepcopy(messages),
                 add_generation_prompt=add_generation_prompt,
-                tools=tools,
-                **self._special_tokens | variables,
+                tools=copy.deepcopy(tools),
+                **self._special_tokens | copy.deepcopy(variables),
             )
         except _Refused as error:
             raise UserError(f"the chat template refuses these messages: {error}") from error
@@ -109,10 +111,15 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _make_environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
-    )
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's, in which nothing can be changed, but that lists grow and shrink at an end."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return (type(obj) is list and attr in ("append", "pop")) or super().is_safe_attribute(obj, attr, value)
+
+
+def _make_environment() -> _Sandbox:
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
@@ -127,6 +134,21 @@ def _strftime_now(format: str) -> str:
     return datetime.datetime.now().strftime(format)
 
 
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    """JSON as it stands; Jinja's own filter escapes it for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Sequence[str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as it stands; Jinja's own filter escapes it for HTML. What `map` and `select` yield is an array."""
+    pair = None if separators is None else (separators[0], separators[1])
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=pair, sort_keys=sort_keys, default=_as_list
+    )
+
+
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, Iterable):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} has no place in JSON")
