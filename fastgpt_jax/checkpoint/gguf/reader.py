@@ -177,7 +177,7 @@ class _Cursor:
                 (size,) = lengths.unpack_from(view, position)
                 position += 8 + size
                 found.append(str(view[position - size : position], "utf-8", "replace"))
-        except struct.error:
+        except (struct.error, OverflowError):
             position = len(view) + 1
         self._take(position - self.position)
         return found
