@@ -1,15 +1,17 @@
-"""`fastgpt generate`: continues prompts with a model folder or a function of your own.
+"""`fastgpt generate`: continues prompts with an artifact, a model folder or a function of your own.
 
+    fastgpt generate --model ARTIFACT --prompt "Once upon a time"
     fastgpt generate --model FOLDER --prompt "Once upon a time" --max_tokens 100 --temperature 0
     fastgpt generate --model my_model.py:make_model --prompt_ids 1,2,3
 
 Text (token ids for models without a tokenizer) goes to standard output, one prompt after another; all else to standard
-error.
+error. An artifact is served as it is: neither the compiler nor any model library is imported.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +20,12 @@ from typing import Any
 
 from absl import flags
 
+from fastgpt_jax.artifact.loading import ON_MISMATCH, is_artifact
+from fastgpt_jax.artifact.manifest import read_manifest
+from fastgpt_jax.artifact.verify import LEVELS
 from fastgpt_jax.cli.common import EXIT_USER_ERROR, run, to_options
-from fastgpt_jax.cli.model_source import ModelSource, load_source
-from fastgpt_jax.compiler.compile import compile as compile_model
-from fastgpt_jax.compiler.config import CompileConfig
+from fastgpt_jax.cli.devices import make_virtual_devices
+from fastgpt_jax.cli.tables import format_seconds
 from fastgpt_jax.engine.llm import LLM
 from fastgpt_jax.engine.outputs import CompletionOutput, RequestOutput
 from fastgpt_jax.engine.prompts import encode_prompt
@@ -33,7 +37,13 @@ def make_flags() -> flags.FlagValues:
     """Returns the tool's flags, not parsed."""
     values = flags.FlagValues()
     text, integer, number = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
-    text("model", None, "Model folder, or FILE.py:FUNCTION or MODULE:FUNCTION.", required=True, flag_values=values)
+    text(
+        "model",
+        None,
+        "Artifact or model folder, or FILE.py:FUNCTION, MODULE:FUNCTION.",
+        required=True,
+        flag_values=values,
+    )
     text("params", None, "safetensors file or Orbax folder for FUNCTION's parameters.", flag_values=values)
     text("tokenizer", None, "Folder of a tokenizer.", flag_values=values)
     text("dtype", "auto", "Of a model folder: auto, float32, bfloat16 or float16.", flag_values=values)
@@ -52,6 +62,26 @@ def make_flags() -> flags.FlagValues:
     integer("max_model_len", None, "Tokens of prompt and output together.", flag_values=values)
     integer("max_num_seqs", None, "Prompts that run together.", flag_values=values)
     flags.DEFINE_bool("stream", False, "Print text as it is made.", flag_values=values)
+    flags.DEFINE_enum(
+        "verify",
+        None,
+        LEVELS,
+        "Of an artifact, what is checked first: full, fast (not the weights) or auto.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "on_mismatch",
+        None,
+        ON_MISMATCH,
+        "With an artifact of another environment: recompile or refuse.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "fingerprint",
+        None,
+        "Check that an artifact computes what it did when it was compiled (default: yes).",
+        flag_values=values,
+    )
     return values
 
 
@@ -78,6 +108,9 @@ class Options:
     max_model_len: int | None
     max_num_seqs: int | None
     stream: bool
+    verify: str | None
+    on_mismatch: str | None
+    fingerprint: bool | None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -95,11 +128,11 @@ def execute(options: Options) -> int:
     """Generates; a prompt that cannot be served is a line on standard error, and the others are served all the same."""
     params = _sampling_params(options)
     given = _prompts(options)
-    source = load_source(options.model, options.params, options.tokenizer, options.dtype, options.max_model_len)
-    encoded = _encode(given, source)
-    started = time.monotonic()
-    llm = LLM(_compile(source, options, list(encoded.values())))
-    print(f"compiled {options.model} in {time.monotonic() - started:.1f} s", file=sys.stderr)
+    if is_artifact(options.model):
+        llm = _load_artifact(options)
+        encoded = _encode(given, llm.get_tokenizer())
+    else:
+        llm, encoded = _compile(options, given)
     servable = _servable(llm, encoded, params)
     if not servable:
         return EXIT_USER_ERROR
@@ -107,7 +140,8 @@ def execute(options: Options) -> int:
     for output in _in_order(llm, servable, params, options.stream):
         num_tokens += len(output.outputs[0].token_ids)
     elapsed_s = time.monotonic() - started
-    print(f"{num_tokens} tokens in {elapsed_s:.2f} s, compilation of steps included", file=sys.stderr)
+    told = "" if is_artifact(options.model) else ", compilation of steps included"
+    print(f"{num_tokens} tokens in {elapsed_s:.2f} s{told}", file=sys.stderr)
     return EXIT_USER_ERROR if len(servable) < len(given) else 0
 
 
@@ -138,13 +172,13 @@ def _parse_ids(text: str) -> list[int]:
         raise UserError(f"--prompt_ids must be whole numbers with commas, as in 1,2,3, got {text!r}") from None
 
 
-def _encode(prompts: Sequence[Any], source: ModelSource) -> dict[str, dict[str, Any]]:
+def _encode(prompts: Sequence[Any], tokenizer: Any) -> dict[str, dict[str, Any]]:
     """Returns the prompts as ids, by what to call them; those without are named, and an error if there is no other."""
     encoded, errors = {}, {}
     for index, prompt in enumerate(prompts):
         name = f"prompt {index + 1}: " if len(prompts) > 1 else ""
         try:
-            text, token_ids = encode_prompt(prompt, source.tokenizer)
+            text, token_ids = encode_prompt(prompt, tokenizer)
             encoded[name] = {"prompt": text, "prompt_token_ids": token_ids}
         except UserError as error:
             errors[name] = error
@@ -155,21 +189,50 @@ def _encode(prompts: Sequence[Any], source: ModelSource) -> dict[str, dict[str, 
     return encoded
 
 
-def _compile(source: ModelSource, options: Options, prompts: Sequence[dict[str, Any]]) -> Any:
-    """Compiles for the context asked for, or for the longest prompt and its answer, as far as the model goes."""
-    for name, low in (("max_model_len", 2), ("max_num_seqs", 1)):
-        value = getattr(options, name)
-        if value is not None and value < low:
-            raise UserError(f"--{name} must be at least {low}, got {value}")
-    needed = max(len(prompt["prompt_token_ids"]) for prompt in prompts) + options.max_tokens
-    limit = source.max_model_len
-    if limit is not None and (options.max_model_len or 0) > limit:
-        raise UserError(f"--max_model_len must be at most the model's own {limit}, got {options.max_model_len}")
-    max_model_len = options.max_model_len or (needed if limit is None else min(needed, limit))
-    config = CompileConfig(max_model_len=max_model_len, max_num_seqs=options.max_num_seqs or min(len(prompts), 8))
-    if source.params is None:
-        return compile_model(source.model, config=config)
-    return compile_model(source.model, source.params, config=config, tokenizer=source.tokenizer)
+def _load_artifact(options: Options) -> LLM:
+    """Serves what was compiled; a flag that asks for something else is an error."""
+    if options.params is not None:
+        raise UserError(
+            f"--params goes with --model FILE.py:FUNCTION; the artifact {options.model} holds its own weights"
+        )
+    make_virtual_devices(math.prod(size for _, size in read_manifest(Path(options.model)).mesh_axes))
+    started = time.monotonic()
+    llm = LLM(
+        options.model,
+        tokenizer=options.tokenizer,
+        dtype=options.dtype,
+        max_model_len=options.max_model_len,
+        max_num_seqs=options.max_num_seqs,
+        verify=options.verify or "auto",
+        on_mismatch=options.on_mismatch or "recompile",
+        check_fingerprint=options.fingerprint is not False,
+    )
+    print(f"loaded {options.model} in {format_seconds(time.monotonic() - started)}", file=sys.stderr)
+    return llm
+
+
+def _compile(options: Options, prompts: Sequence[Any]) -> tuple[LLM, dict[str, dict[str, Any]]]:
+    """Loads and compiles what is no artifact, for the prompts at hand."""
+    for name in ("verify", "on_mismatch", "fingerprint"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name} is for artifacts, and {options.model} is none; fastgpt compile makes one")
+    # What is compiled already needs neither the compiler nor a model library.
+    from fastgpt_jax.cli.compile_for_prompts import compile_for_prompts  # noqa: PLC0415
+    from fastgpt_jax.cli.model_source import load_source  # noqa: PLC0415
+
+    source = load_source(options.model, options.params, options.tokenizer, options.dtype, options.max_model_len)
+    encoded = _encode(prompts, source.tokenizer)
+    started = time.monotonic()
+    longest = max(len(prompt["prompt_token_ids"]) for prompt in encoded.values())
+    compiled = compile_for_prompts(
+        source,
+        num_prompts=len(encoded),
+        num_tokens=longest + options.max_tokens,
+        max_model_len=options.max_model_len,
+        max_num_seqs=options.max_num_seqs,
+    )
+    print(f"compiled {options.model} in {time.monotonic() - started:.1f} s", file=sys.stderr)
+    return LLM(compiled), encoded
 
 
 def _servable(llm: LLM, prompts: Mapping[str, dict[str, Any]], params: SamplingParams) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from fastgpt_jax.cli import generate
+from fastgpt_jax.cli import compile_for_prompts, generate, model_source
 from fastgpt_jax.cli.model_source import ModelSource
 from fastgpt_jax.errors import UserError
 from tests.engine.fake import CharTokenizer, FakeCompiled, continue_greedily
@@ -25,9 +25,9 @@ def tool(monkeypatch, capsys):
                 tokenizer=tokenizer, max_model_len=config.max_model_len, max_num_seqs=config.max_num_seqs
             )
 
-        monkeypatch.setattr(generate, "compile_model", compile_model)
+        monkeypatch.setattr(compile_for_prompts, "compile_model", compile_model)
         source = ModelSource(len, {}, tokenizer, max_model_len)
-        monkeypatch.setattr(generate, "load_source", lambda *flags: source)
+        monkeypatch.setattr(model_source, "load_source", lambda *flags: source)
         code = generate.main(["--model", "m", *argv])
         captured = capsys.readouterr()
         return code, captured.out, captured.err, configs
@@ -121,6 +121,6 @@ def test_loading_mistakes_are_one_line(monkeypatch, capsys):
     def fail(*flags):
         raise UserError("no such folder: /nowhere")
 
-    monkeypatch.setattr(generate, "load_source", fail)
+    monkeypatch.setattr(model_source, "load_source", fail)
     assert generate.main(["--model", "/nowhere", "--prompt", "a"]) == 2
     assert capsys.readouterr().err == "fastgpt generate: no such folder: /nowhere\n"
