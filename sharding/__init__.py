@@ -9,9 +9,9 @@ from sharding.rules import (
     Assignment,
     Axes,
     Rules,
+    names_of_spec,
     rules_of_templates,
-    spec_from_json,
-    spec_to_json,
+    spec_of_names,
 )
 
 __all__ = [
@@ -32,6 +32,6 @@ __all__ = [
     "mesh_of",
     "mesh_sizes",
     "rules_of_templates",
-    "spec_from_json",
-    "spec_to_json",
+    "spec_of_names",
+    "names_of_spec",
 ]

@@ -147,24 +147,21 @@ def rules_of_templates(templates: Mapping[str, Axes], units: Mapping[LogicalAxis
     return Rules(paths, units)
 
 
-def spec_to_json(spec: PartitionSpec) -> list[str | list[str] | None]:
-    """A spec as plain data: for each dimension None, a mesh axis, or several."""
-    return [list(map(str, entry)) if isinstance(entry, tuple) else entry and str(entry) for entry in spec]
+def names_of_spec(spec: PartitionSpec) -> tuple[tuple[str, ...], ...]:
+    """A spec as plain data: for each dimension the mesh axes it is cut along."""
+    return tuple(
+        () if entry is None else (str(entry),) if isinstance(entry, str) else tuple(map(str, entry)) for entry in spec
+    )
 
 
-def spec_from_json(entries: Any) -> PartitionSpec:
-    """The inverse of `spec_to_json`, for what a file holds.
+def spec_of_names(names: Any) -> PartitionSpec:
+    """The inverse of `names_of_spec`; takes lists too, as JSON gives them.
 
     Raises:
-      ShardingError: This is no list of mesh axes, lists of such, and None.
+      ShardingError: This is no list of lists of mesh axes.
     """
-    if not isinstance(entries, list):
-        raise ShardingError(f"a partition spec is a list, got {entries!r}")
-    return PartitionSpec(*map(_entry_from_json, entries))
-
-
-def _entry_from_json(entry: Any) -> str | tuple[str, ...] | None:
-    names = [] if entry is None else entry if isinstance(entry, list) else [entry]
-    if not all(isinstance(name, str) and name in set(MeshAxis) for name in names):
-        raise ShardingError(f"a partition spec names mesh axes ({', '.join(MeshAxis)}), got {entry!r}")
-    return tuple(entry) if isinstance(entry, list) else entry
+    known = set(MeshAxis)
+    for axes in names if isinstance(names, (list, tuple)) else [names]:
+        if not isinstance(axes, (list, tuple)) or not all(isinstance(axis, str) and axis in known for axis in axes):
+            raise ShardingError(f"a partition spec lists mesh axes ({', '.join(MeshAxis)}) by dimension, got {names!r}")
+    return PartitionSpec(*(None if not axes else axes[0] if len(axes) == 1 else tuple(axes) for axes in names))

@@ -14,6 +14,7 @@ import jax
 
 from fastgpt_jax.artifact.entry_points import EntryPointKey
 from fastgpt_jax.artifact.step import Step, flatten_outputs, input_shapes, unflatten_inputs
+from fastgpt_jax.compiler.distribution import Distribution
 from fastgpt_jax.compiler.packing import PackedStore
 from fastgpt_jax.compiler.program import Program
 from passes import compat
@@ -68,13 +69,17 @@ def trace_entry_point(
     program: Program,
     store: PackedStore,
     manager: PassManager,
+    distribution: Distribution,
     max_model_len: int,
     max_logprobs: int,
 ) -> TracedEntryPoint:
     """Traces a step, runs the passes, and makes the weights it needs."""
     params = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in program.graph.inputs[:-1]]
-    state_shapes, state_tree = jax.tree.flatten(jax.eval_shape(program.init_state))
-    inputs = input_shapes(key, program.graph.outputs[0].shape[-1], max_model_len)
+    state_shapes, state_tree = (
+        distribution.state_shapes(program),
+        jax.tree.structure(jax.eval_shape(program.init_state)),
+    )
+    inputs = distribution.whole(input_shapes(key, program.graph.outputs[0].shape[-1], max_model_len))
 
     def step(leaves: Any, state: list[Any], flat: list[Any]) -> list[Any]:
         step_inputs, sampler = unflatten_inputs(key, flat)
@@ -95,9 +100,12 @@ def trace_entry_point(
     constants = lift_constants(graph)
     parts = split(graph, [True] * len(params) + [False] * num_dynamic + [True] * len(constants))
     weights = store.fetch(parts.prepare, constants)
-    jitted = jax.jit(_flat_step(parts.step, parts.prepare, len(state_shapes)), donate_argnums=0)
-    arrays = [store[name] for name in weights]
-    weight_shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
+    # State comes out as it went in, so that its memory is used again.
+    shardings = (distribution.sharding(), [x.sharding for x in state_shapes])
+    jitted = jax.jit(
+        _flat_step(parts.step, parts.prepare, len(state_shapes)), donate_argnums=0, out_shardings=shardings
+    )
+    weight_shapes = distribution.placed([store[name] for name in weights])
     return TracedEntryPoint(
         key, jitted, (state_shapes, weight_shapes, inputs), tuple(weights), statistics, graph_cost(parts.step)
     )

@@ -23,9 +23,15 @@ from passes.replay import evaluate
 class PackedStore:
     """Weights of one model. Invariant: a parameter that is used as it is, is kept once and never copied."""
 
-    def __init__(self, paths: Sequence[str], leaves: Sequence[Any]):
-        """Args: paths: The name of each leaf; names that occur twice are told apart by a number."""
+    def __init__(self, paths: Sequence[str], leaves: Sequence[Any], sharding: Any = None):
+        """Makes a store of parameters.
+
+        Args:
+          paths: The name of each leaf; names that occur twice are told apart by a number.
+          sharding: Where constants go, whole; by default on JAX's default device.
+        """
         self._inputs = dict(zip(_unique(paths), leaves, strict=True))
+        self._sharding = sharding
         self._made: dict[str, Any] = {}
 
     def fetch(self, prepare: Graph, constants: Sequence[np.ndarray]) -> list[str]:
@@ -36,7 +42,7 @@ class PackedStore:
         for value in prepare.outputs:
             name = names[value]
             if name in sources and name not in self._inputs:
-                self._made[name] = sources[name]
+                self._made[name] = jax.device_put(sources[name], self._sharding)
             elif name not in sources and name not in self._made:
                 missing[name] = value
         if missing:

@@ -38,7 +38,7 @@ def test_what_is_no_number_of_devices_is_refused(size):
 
 def test_devices_that_exist_already_are_enough():
     ensure_cpu_devices(8)
-    assert jax.config.jax_num_cpu_devices == 8
+    assert jax.device_count() == 8
 
 
 def test_too_late_for_more_devices_is_told():
