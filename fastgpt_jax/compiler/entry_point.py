@@ -91,6 +91,7 @@ def trace_entry_point(
             variant=key.variant,
             score=key.score,
             max_logprobs=max_logprobs,
+            whole=distribution.sharding(),
         )
         return [*jax.tree.leaves(after), *flatten_outputs(outputs)]
 

@@ -136,10 +136,17 @@ class Program:
         variant: str,
         score: bool,
         max_logprobs: int,
+        whole: Any = None,
     ) -> tuple[StepOutputs, CacheState]:
-        """One whole step: the model, the sampler, and log-probabilities of given tokens where asked for."""
+        """One whole step: the model, the sampler, and log-probabilities of given tokens where asked for.
+
+        Args:
+          whole: The sharding of an array that is whole on every device, where there are several. Logits cut by
+            vocabulary are gathered once before sampling, since each sort and sum over them would exchange them anew.
+        """
         logits, state = self.logits(leaves, state, inputs, last_row=not score)
         last = logits[:, 0] if not score else _last_rows(logits, inputs.num_new)
+        last = last if whole is None else jax.lax.with_sharding_constraint(last, whole)
         outputs = _SAMPLERS[variant](last.astype(jnp.float32), sampler, max_logprobs)
         if not score:
             return outputs, state
