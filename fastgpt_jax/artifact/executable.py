@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import export
-from jax._src import core
+from jax._src import config, core
 from jax._src.interpreters import pxla
 from jax._src.lib import xla_client
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
@@ -148,13 +148,14 @@ def deserialize(code: bytes, signature: Signature, placement: Placement) -> Flat
 
 
 def export_portable(step: Any, arguments: Sequence[Any], platforms: Sequence[str]) -> bytes:
-    """The program as StableHLO with its types.
+    """The program as StableHLO with its types, without source lines: the same program gives the same bytes.
 
     Args:
       step: A jitted function.
       arguments: Arrays or `ShapeDtypeStruct`s, with shardings where they have any.
     """
-    return bytes(export.export(step, platforms=platforms)(*arguments).serialize())
+    with config.traceback_in_locations_limit(0):
+        return bytes(export.export(step, platforms=platforms)(*arguments).serialize())
 
 
 def compile_portable(program: bytes, signature: Signature, placement: Placement) -> FlatStep:

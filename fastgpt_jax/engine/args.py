@@ -10,8 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, no_type_check
 
-from fastgpt_jax.artifact.loading import OnMismatch
-from fastgpt_jax.artifact.verify import Level
+from fastgpt_jax.artifact.loading import ON_MISMATCH, OnMismatch
+from fastgpt_jax.artifact.verify import LEVELS, Level
 from fastgpt_jax.errors import UserError
 
 ONLY_VALUES: Mapping[str, Any] = MappingProxyType(
@@ -26,7 +26,13 @@ ONLY_VALUES: Mapping[str, Any] = MappingProxyType(
 )
 """Arguments of vLLM that are accepted at this value alone."""
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "dtype": ("auto", "float32", "bfloat16", "float16"),
+        "verify": LEVELS,
+        "on_mismatch": ON_MISMATCH,
+    }
+)
 
 
 @no_type_check  # a wrong type is the user's mistake, and answered as one below
@@ -77,8 +83,9 @@ class EngineArgs:
                 raise UserError(
                     f"{name}={getattr(self, name)!r} is not supported in this version; leave it at {only!r}"
                 )
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_logprobs", "seed"):
             # The shortest request is a token of prompt and one of answer.
             value, low = getattr(self, name), {"max_logprobs": 0, "seed": 0, "max_model_len": 2}.get(name, 1)
