@@ -46,23 +46,14 @@ class LoadedModel:
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_model(folder: str | Path, *, dtype: str | None = None, max_model_len: int | None = None) -> LoadedModel:
-    """Loads config.json, safetensors, tokenizer, generation_config.json and chat template.
-
-    Args:
-      folder: A Hugging Face folder.
-      dtype: `float32`, `bfloat16` or `float16`; None for the one that config.json names, else that of the tensors.
-      max_model_len: The longest text that will be served, in tokens; None for the model's own limit, which it cannot
-        exceed. It is the limit of the model returned, and decides between the factors of `longrope`.
-
-    Raises:
-      UserError: Something in the folder is missing, damaged or not supported.
-    """
-    path = Path(folder)
+def load_folder(path: Path, *, dtype: str | None = None, max_model_len: int | None = None) -> LoadedModel:
+    """Loads config.json, safetensors, tokenizer, generation_config.json and chat template; see `load_model`."""
     if not path.exists():
         raise UserError(f"no such folder: {path}")
     if not path.is_dir():
-        raise UserError(f"{path} must be a folder in the Hugging Face layout, but it is a file")
+        raise UserError(
+            f"{path} must be a folder in the Hugging Face layout or a .gguf file, but it is a file of another kind"
+        )
     if not (path / "config.json").exists():
         raise UserError(f"{path} has no config.json, so it is not a model folder in the Hugging Face layout")
     raw = read_json_object(path / "config.json")

@@ -18,14 +18,14 @@ import numpy as np
 from flax import nnx
 
 from fastgpt_jax.checkpoint.family import Family, Tensor
-from fastgpt_jax.checkpoint.tensors import TensorFolder
+from fastgpt_jax.checkpoint.tensors import NamedTensors
 from fastgpt_jax.errors import UserError
 
 Leaf = TypeVar("Leaf")
 _NUM_NAMED = 3  # How many tensors an error names before it counts the rest.
 
 
-def load_module(family: Family, config: Any, tensors: TensorFolder, where: str) -> nnx.Module:
+def load_module(family: Family, config: Any, tensors: NamedTensors, where: str) -> nnx.Module:
     """Builds the family's module with parameters from the file, each cast to the module's dtype.
 
     Args:
@@ -66,7 +66,7 @@ def parts_of_tensors(parameters: Iterable[tuple[Tensor, Leaf]]) -> dict[str, lis
     return {name: [parts[part] for part in sorted(parts)] for name, parts in found.items()}
 
 
-def _names_in_file(family: Family, wanted: list[str], tensors: TensorFolder, where: str) -> dict[str, str]:
+def _names_in_file(family: Family, wanted: list[str], tensors: NamedTensors, where: str) -> dict[str, str]:
     """The spelling in the file of each wanted name; every other tensor must be one that the family ignores."""
     has_prefix = any(name.startswith(family.prefix) for name in tensors.names)
     strip: Callable[[str], str] = (lambda name: name) if has_prefix else (lambda n: n.removeprefix(family.prefix))
@@ -86,7 +86,7 @@ def _names_in_file(family: Family, wanted: list[str], tensors: TensorFolder, whe
 
 
 def _read_leaf(
-    tensors: TensorFolder, name: str, tensor: Tensor, leaf: jax.ShapeDtypeStruct, widths: Sequence[int], where: str
+    tensors: NamedTensors, name: str, tensor: Tensor, leaf: jax.ShapeDtypeStruct, widths: Sequence[int], where: str
 ) -> jax.Array:
     """Args: widths: The last dimension of each of the parameters that the tensor holds."""
     values = tensors.read(name)

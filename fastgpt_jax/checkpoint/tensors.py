@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,22 @@ from fastgpt_jax.json_fields import read_json_object
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
+
+
+@runtime_checkable
+class NamedTensors(Protocol):
+    """Tensors by Hugging Face's names, whatever file they lie in."""
+
+    @property
+    def names(self) -> set[str]: ...
+
+    def read(self, name: str) -> np.ndarray:
+        """The values of one tensor."""
+        ...
+
+    def dtype_name(self, name: str) -> str:
+        """The dtype as the file spells it, for messages."""
+        ...
 
 
 class TensorFolder:

@@ -165,6 +165,8 @@ class _Cursor:
     def _list(self, kind: int, length: int) -> list[Any]:
         if kind in _SCALARS:
             return self._array(_SCALARS[kind], length).tolist()
+        if kind == _ARRAY:
+            self.fail("an array holds arrays")
         if length > len(self.data):
             self.fail(f"an array claims {length:,} values")
         return self._strings(length) if kind == _STRING else [self._value(kind) for _ in range(length)]
