@@ -17,6 +17,7 @@ from fastgpt_jax.models import GPT2, GPT2Config
 from fastgpt_jax.models.layers.rope import LinearScaling, Llama3Scaling, YarnScaling
 from tests.checkpoint.folders import CONFIG, edit_json, make_folder, split_into_shards
 from tests.filled_model import make_filled_model
+from tests.models.families import FAMILIES
 
 SCALINGS = {
     "none": None,
@@ -71,6 +72,30 @@ def test_gpt2_comes_back_with_and_without_the_prefix_and_buffers_are_ignored(tmp
     loaded = load_model(tmp_path)
     assert loaded.config == config
     assert_same_parameters(loaded.model, model)
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen3", "phi3", "gemma2", "gemma3", "bloom"])
+def test_every_family_comes_back_as_it_was(tmp_path, name):
+    module, config = FAMILIES[name]
+    model = make_filled_model(module, config)
+    export_model(model, config, tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.config == config
+    assert type(loaded.model) is module
+    assert_same_parameters(loaded.model, model)
+
+
+@pytest.mark.parametrize(("name", "fused"), [("gpt2", "transformer.h.1.attn.c_attn"), ("phi3", "self_attn.qkv_proj")])
+def test_fused_tensors_hold_their_parts_in_order(tmp_path, name, fused):
+    module, config = FAMILIES[name]
+    model = make_filled_model(module, config)
+    export_model(model, config, tmp_path)
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    (written,) = (tensor for key, tensor in tensors.items() if key.endswith(f"{fused}.weight") and "0" not in key)
+    attention = model.layers[1].attention
+    kernels = [layer.kernel[...] for layer in (attention.query, attention.key, attention.value)]
+    expected = np.concatenate(kernels, axis=1)
+    np.testing.assert_array_equal(written, expected.T if name == "phi3" else expected)
 
 
 def test_shards_load_as_one_file_does(tmp_path):

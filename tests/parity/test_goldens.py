@@ -15,6 +15,9 @@ from fastgpt_jax.checkpoint.safetensors_io import write_safetensors
 from tests.parity.weights import make_weights
 
 GOLDENS = sorted((Path(__file__).parent / "goldens").glob("*.npz"))
+# One of each family, and of each of the scalings.
+QUICK = ("llama_tied_biased", "llama_linear", "llama_llama3", "llama_yarn_mscale", "qwen2", "gpt2", "mistral", "qwen3")
+QUICK = (*QUICK, "gemma2", "gemma3", "phi3", "phi3_longrope_short", "phi3_longrope_long", "bloom_six_heads")
 
 
 @nnx.jit
@@ -35,6 +38,12 @@ def load_golden(path: Path, folder: Path, **options):
     return load_model(folder, dtype="float32", **{"max_model_len": int(golden["max_model_len"])} | options)
 
 
+def mark(golden: Path | str):
+    """A parameter of a test, marked slow unless the golden is one of the quick ones."""
+    name = golden.stem if isinstance(golden, Path) else golden
+    return pytest.param(golden, marks=() if name in QUICK else pytest.mark.slow)
+
+
 def golden_path(name: str) -> Path:
     return next(path for path in GOLDENS if path.stem == name)
 
@@ -48,7 +57,7 @@ def relative_error(ours, theirs) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*map(mark, GOLDENS)], ids=lambda path: path.stem)
 def test_logits_equal_those_of_transformers(path, tmp_path, strict_jax):
     # Float32 on both sides; measured 2e-6 at worst (x86, jax 0.10.2).
     assert error_against(path, load_golden(path, tmp_path).model) < 1e-4
@@ -69,6 +78,7 @@ SWITCHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWITCHES)
 def test_golden_can_tell_a_field_of_the_config(name, tmp_path):
     path = golden_path(name)
@@ -87,6 +97,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_golden_can_tell_a_switch_of_attention(name, tmp_path):
     path = golden_path(name)
