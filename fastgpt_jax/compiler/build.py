@@ -40,6 +40,7 @@ from fastgpt_jax.artifact.staging import Staging
 from fastgpt_jax.artifact.step import Step
 from fastgpt_jax.artifact.weights import Weight, write_weights
 from fastgpt_jax.compiler.compile import Compiled
+from fastgpt_jax.compiler.distribution import spec_of_array
 from fastgpt_jax.compiler.entry_point import TracedEntryPoint
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.tokenizer.tokenizer import Tokenizer
@@ -128,9 +129,9 @@ def build_artifact(
                 min_first_chunk=compiled.min_first_chunk,
                 generation=compiled.generation,
                 tokenizer=tokenizer,
-                notes=dict(notes or {}),
+                notes={**(notes or {}), **compiled.notes},
             ),
-            mesh_axes=(),
+            mesh_axes=compiled.distribution.mesh_axes,
             layout=compiled.layout,
             buckets=compiled.buckets,
             state=builder.state,
@@ -153,8 +154,8 @@ class _Builder:
 
     def __init__(self, compiled: Compiled, staging: Staging, report: Callable[[Event], None]):
         self._compiled, self._staging, self._report = compiled, staging, report
-        self.environment: Environment = current_environment(device_count=1)
-        self.state = tuple(_array_type(x) for x in jax.tree.leaves(jax.eval_shape(compiled.program.init_state)))
+        self.environment: Environment = current_environment(compiled.distribution.num_devices)
+        self.state = tuple(map(_array_type, compiled.distribution.state_shapes(compiled.program)))
         self.reused: set[str] = set()
         self._names: dict[str, int] = {}
         self._earlier = _earlier_programs(staging)
@@ -170,7 +171,9 @@ class _Builder:
             entries.append(self._entry_point(traced))
             program = entries[-1].program
             self._report(Event("entry_point", key.name, index + 1, len(keys), program.seconds, key.name in self.reused))
-        init = jax.jit(lambda: (jax.tree.leaves(self._compiled.program.init_state()), []))
+        distribution, program = self._compiled.distribution, self._compiled.program
+        shardings = [x.sharding for x in distribution.state_shapes(program)]
+        init = jax.jit(lambda: (jax.tree.leaves(program.init_state()), []), out_shardings=(shardings, []))
         digest = self._digest(json.dumps(encode(self.state)).encode())
         return entries, self._program("init-state", digest, lambda: init.lower().compile())
 
@@ -308,11 +311,11 @@ def _write_tokenizer(folder: Path, tokenizer: Any, chat_template: str | None) ->
 
 def _weight(store: Any, name: str) -> Weight:
     array = store[name]
-    return Weight(name, tuple(array.shape), str(array.dtype), (), lambda: np.asarray(array))
+    return Weight(name, tuple(array.shape), str(array.dtype), spec_of_array(array), lambda: np.asarray(array))
 
 
 def _array_type(x: Any) -> ArrayType:
-    return ArrayType(tuple(x.shape), str(x.dtype))
+    return ArrayType(tuple(x.shape), str(x.dtype), spec_of_array(x))
 
 
 def _peak_bytes(compiled: jax.stages.Compiled) -> int:

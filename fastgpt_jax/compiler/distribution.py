@@ -39,8 +39,17 @@ class Distribution:
     rules: Rules = Rules(())
 
     @property
+    def mesh_axes(self) -> tuple[tuple[str, int], ...]:
+        """Name and size of each mesh axis; empty on the default device."""
+        return () if self.placement is None else self.placement.mesh_axes
+
+    @property
+    def num_devices(self) -> int:
+        return 1 if self.placement is None else len(self.placement.devices)
+
+    @property
     def _sizes(self) -> dict[str, int]:
-        return dict(self.placement.mesh_axes) if self.placement is not None else {}
+        return dict(self.mesh_axes)
 
     def sharding(self, spec: Spec = ()) -> Any:
         """The sharding of a spec, of whole arrays by default; None on the default device."""
