@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -162,12 +163,17 @@ def make_config(options: Options) -> CompileConfig:
         raise UserError(f"--passes, --print_ir_after or --stop_after: {error}") from error
     if options.max_model_len is None and is_function_spec(options.model):
         raise UserError("--max_model_len must be given for a function, which does not name its longest sequence")
+    decode_buckets = _parse_buckets("decode_buckets", options.decode_buckets)
+    if max(decode_buckets, default=0) > options.max_num_seqs:
+        raise UserError(
+            f"--decode_buckets must be at most --max_num_seqs={options.max_num_seqs}, got {decode_buckets[-1]}"
+        )
     return CompileConfig(
         max_model_len=options.max_model_len,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens,
         prefill_buckets=_parse_buckets("buckets", options.buckets),
-        decode_buckets=_parse_buckets("decode_buckets", options.decode_buckets),
+        decode_buckets=decode_buckets,
         traffic=None if options.traffic is None else read_traffic(options.traffic),
         max_logprobs=options.max_logprobs,
         pipeline=options.passes,
@@ -180,6 +186,11 @@ def check_output(options: Options) -> None:
     """Refuses an output that must not be replaced; says why one that is there will be."""
     output = Path(options.output)
     Staging(output)  # refuses what is no artifact
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(
+            f"--output {output} cannot be written: {parent} is no folder, or one that may not be written to"
+        )
     if not is_artifact(output):
         return
     try:
@@ -198,15 +209,22 @@ def check_output(options: Options) -> None:
 
 
 def check_length(options: Options, source: ModelSource) -> None:
-    """Refuses a context that the model does not reach."""
+    """Refuses a context that the model does not reach, and steps longer than the context."""
     limit = source.max_model_len
     if limit is not None and (options.max_model_len or 0) > limit:
         raise UserError(f"--max_model_len must be at most the model's own {limit}, got {options.max_model_len}")
+    length = options.max_model_len or limit
+    longest = max(_parse_buckets("buckets", options.buckets), default=0)
+    if length is not None and longest > length:
+        raise UserError(f"--buckets must be at most the {length} tokens of --max_model_len, got {longest}")
 
 
 def model_name(model: str) -> str:
     """What the manifest calls the model that `--model` names."""
-    return model if is_function_spec(model) else Path(model).resolve().name
+    if not is_function_spec(model):
+        return Path(model).resolve().name
+    place, _, function = model.rpartition(":")
+    return f"{Path(place).name}:{function}"
 
 
 def _parse_buckets(flag: str, text: str) -> tuple[int, ...]:
