@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import fastgpt_jax
-from tests.parity.test_goldens import forward, golden_path, load_golden
+from tests.parity.goldens import forward, golden_path, load_golden
 
 PROMPT_LEN, LENGTH = 20, 44  # both past the windows of the goldens, which are 8
 MARGIN = 1e-4

@@ -120,7 +120,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         hidden_size=48, num_attention_heads=6, use_sliding_window=False, sliding_window=4096, max_window_layers=21
     ),
     "mistral": mistral(sliding_window=WINDOW),
-    "mistral_full": mistral(sliding_window=None, head_dim=16),
+    "mistral_full": mistral(sliding_window=None, head_dim=16, rope_parameters=rope(1e6)),
     "qwen3": qwen3(),
     "qwen3_tied_biased": qwen3(tie_word_embeddings=True, attention_bias=True),
     "gemma2": gemma2(attn_logit_softcapping=5.0, final_logit_softcapping=10.0),
