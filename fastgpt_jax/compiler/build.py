@@ -202,7 +202,8 @@ class _Builder:
 
     def _entry_point(self, traced: TracedEntryPoint) -> EntryPointRecord:
         name = traced.key.name
-        portable = export_portable(traced.jitted, traced.arguments, PLATFORMS)
+        unplaced = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), traced.arguments)
+        portable = export_portable(traced.portable, unplaced, PLATFORMS)
         (self._staging.path / f"portable/{name}.bin").write_bytes(portable)
 
         def compile_step() -> jax.stages.Compiled:
@@ -212,7 +213,9 @@ class _Builder:
             self._compiled.steps[traced.key] = Step(traced.key, found, [store[n] for n in traced.weights])
             return found
 
-        program = self._program(name, self._digest(portable), compile_step)
+        placed = [_array_type(x) for group in traced.arguments for x in group]
+        digest = self._digest(portable + json.dumps(encode(placed)).encode())
+        program = self._program(name, digest, compile_step)
         outputs = jax.eval_shape(traced.jitted, *traced.arguments)[0]
         return EntryPointRecord(
             key=traced.key,
@@ -246,7 +249,9 @@ class _Builder:
         return record
 
     def _digest(self, program: bytes) -> str:
-        return digest_bytes(program + json.dumps(encode(self.environment)).encode())
+        return digest_bytes(
+            program + json.dumps(encode([self.environment, self._compiled.distribution.mesh_axes])).encode()
+        )
 
 
 def _earlier_programs(staging: Staging) -> dict[str, tuple[ProgramRecord, bytes]]:

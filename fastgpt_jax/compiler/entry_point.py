@@ -20,6 +20,8 @@ from fastgpt_jax.compiler.program import Program
 from passes import compat
 from passes.binding_time import split
 from passes.cost import Cost, graph_cost
+from passes.drop_placement import drop_placement
+from passes.extract import clone
 from passes.graph import Graph
 from passes.lift_constants import lift_constants
 from passes.manager import PassManager, PassStatistics
@@ -33,7 +35,8 @@ class TracedEntryPoint:
 
     Attributes:
       jitted: `(state, weights, inputs) -> (outputs, state)` over flat lists, the state donated.
-      arguments: Shapes of `jitted`'s arguments.
+      arguments: Shapes of `jitted`'s arguments, with their shardings where they have any.
+      portable: The same function with no word of where anything lies.
       weights: Names of the weights it reads, in order.
       passes: What each pass of the pipeline did.
       cost: FLOPs and bytes of a step after the passes.
@@ -42,6 +45,7 @@ class TracedEntryPoint:
     key: EntryPointKey
     jitted: Any
     arguments: tuple[list[Any], list[Any], list[Any]]
+    portable: Any
     weights: tuple[str, ...]
     passes: tuple[PassStatistics, ...]
     cost: Cost
@@ -103,12 +107,17 @@ def trace_entry_point(
     weights = store.fetch(parts.prepare, constants)
     # State comes out as it went in, so that its memory is used again.
     shardings = (distribution.sharding(), [x.sharding for x in state_shapes])
-    jitted = jax.jit(
-        _flat_step(parts.step, parts.prepare, len(state_shapes)), donate_argnums=0, out_shardings=shardings
-    )
+    flat_step = _flat_step(parts.step, parts.prepare, len(state_shapes))
+    jitted = jax.jit(flat_step, donate_argnums=0, out_shardings=shardings)
     weight_shapes = distribution.placed([store[name] for name in weights])
     return TracedEntryPoint(
-        key, jitted, (state_shapes, weight_shapes, inputs), tuple(weights), statistics, graph_cost(parts.step)
+        key,
+        jitted,
+        (state_shapes, weight_shapes, inputs),
+        _portable(parts.step, parts.prepare, len(state_shapes)),
+        tuple(weights),
+        statistics,
+        graph_cost(parts.step),
     )
 
 
@@ -117,6 +126,12 @@ def compile_entry_point(traced: TracedEntryPoint) -> EntryPoint:
     start = time.perf_counter()
     compiled = traced.jitted.lower(*traced.arguments).compile()
     return EntryPoint(traced, compiled, time.perf_counter() - start)
+
+
+def _portable(step: Graph, prepare: Graph, num_state: int) -> Any:
+    step = clone(step)
+    drop_placement(step)
+    return jax.jit(_flat_step(step, prepare, num_state), donate_argnums=0)
 
 
 def _flat_step(step: Graph, prepare: Graph, num_state: int) -> Any:
