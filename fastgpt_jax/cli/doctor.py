@@ -11,16 +11,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
-from fastgpt_jax.cli.common import run, to_options
+from fastgpt_jax.cli.common import EXIT_USER_ERROR, run, to_options
+from fastgpt_jax.cli.findings import ArtifactCheck, Findings
 from fastgpt_jax.cli.machine import Machine, read_machine
 from fastgpt_jax.cli.packages import OPTIONAL, REQUIRED, Probed, probe_all, version_of
 from fastgpt_jax.cli.probe import DEVICES
-from fastgpt_jax.cli.tables import format_bytes, format_table
+from fastgpt_jax.cli.tables import format_bytes, format_seconds, format_table
 
 COMPILER = "fastgpt_jax.compiler.compile"
 
@@ -41,41 +42,6 @@ class Options:
     json: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class Findings:
-    """All that was found.
-
-    Attributes:
-      packages: Distribution -> how its import went, for what the project needs.
-      extras: The same for what is optional.
-      devices: A probe with the devices, or why there are none.
-      compiler: How importing the compiler went.
-    """
-
-    python: str
-    fastgpt_jax: str
-    packages: Mapping[str, Probed]
-    extras: Mapping[str, Probed]
-    devices: Probed
-    compiler: Probed
-    machine: Machine
-
-    @property
-    def problems(self) -> list[str]:
-        """What keeps something from working, a line each."""
-        problems = [
-            f"{name} is not installed; install the project again" if found.is_missing else f"{name}: {found.error}"
-            for name, found in self.packages.items()
-            if not found.is_usable
-        ]
-        problems += [f"{name}: {found.error}" for name, found in self.extras.items() if found.error is not None]
-        if self.devices.error is not None:
-            problems.append(f"JAX finds no devices: {self.devices.error}")
-        if self.compiler.error is not None:
-            problems.append(f"the compiler cannot be imported: {self.compiler.error}")
-        return problems
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs the tool; returns the exit code."""
     return run(
@@ -90,13 +56,13 @@ def main(argv: Sequence[str]) -> int:
 
 def execute(options: Options) -> int:
     """Prints what was found."""
-    findings = examine()
+    findings = examine(options.artifact)
     print(json.dumps(_as_json(findings), indent=2) if options.json else _as_text(findings))
-    return 0
+    return EXIT_USER_ERROR if findings.artifact is not None and findings.artifact.error is not None else 0
 
 
-def examine() -> Findings:
-    """Looks at the machine and the installation."""
+def examine(artifact: str | None = None) -> Findings:
+    """Looks at the machine and the installation, and at an artifact where one is named."""
     modules = {**REQUIRED, **{name: module for name, (module, _) in OPTIONAL.items()}}
     found = probe_all([*REQUIRED.values(), DEVICES, COMPILER, *(module for module, _ in OPTIONAL.values())])
     named = {name: dataclasses.replace(found[module], version=version_of(name)) for name, module in modules.items()}
@@ -108,7 +74,21 @@ def examine() -> Findings:
         found[DEVICES],
         found[COMPILER],
         read_machine(),
+        None if artifact is None else _check(artifact, [found["jax"], found[DEVICES]]),
     )
+
+
+def _check(artifact: str, needed: Sequence[Probed]) -> ArtifactCheck:
+    """Checks an artifact, unless what the check needs would take this process down."""
+    broken = [found.error or "jax is not installed" for found in needed if not found.is_usable]
+    if broken:
+        return ArtifactCheck(artifact, f"cannot be checked: {broken[0]}")
+    try:
+        # It needs JAX, which the rest of this tool does without.
+        from fastgpt_jax.cli.artifact_check import check_artifact  # noqa: PLC0415
+    except ImportError as error:
+        return ArtifactCheck(artifact, f"cannot be checked: {error}")
+    return check_artifact(artifact)
 
 
 def _as_text(findings: Findings) -> str:
@@ -123,6 +103,8 @@ def _as_text(findings: Findings) -> str:
         "machine": _machine_rows(findings.machine),
         "serving": [("compiler", _describe(findings.compiler, "usable")), ("kernels", "XLA only")],
     }
+    if findings.artifact is not None:
+        sections[f"artifact {findings.artifact.path}"] = _artifact_rows(findings.artifact)
     if findings.problems:
         sections["problems"] = [(problem,) for problem in findings.problems]
     return "\n".join(f"{name}\n{format_table(rows, indent='  ')}" for name, rows in sections.items())
@@ -166,6 +148,21 @@ def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
     ]
 
 
+def _artifact_rows(check: ArtifactCheck) -> list[tuple[str, str]]:
+    rows = []
+    if check.model is not None and check.num_bytes is not None and check.verified_s is not None:
+        rows = [
+            ("model", f"{check.model}, {check.num_entry_points} entry points, {format_bytes(check.num_bytes)}"),
+            ("bytes", f"all are what was written (read in {format_seconds(check.verified_s)})"),
+            *(("warning", f"{clause}; it would be compiled anew at every start") for clause in check.mismatches),
+        ]
+        if check.is_fingerprint_checked:
+            rows.append(("fingerprint", "holds: it computes here what it did when it was compiled"))
+        elif check.mismatches:
+            rows.append(("fingerprint", "not run: the code is for another environment"))
+    return rows if check.error is None else [*rows, ("error", check.error)]
+
+
 def _size(num_bytes: int | None) -> str:
     return "not known" if num_bytes is None else format_bytes(num_bytes)
 
@@ -187,5 +184,6 @@ def _as_json(findings: Findings) -> dict[str, Any]:
         "machine": dataclasses.asdict(findings.machine),
         "compiler": {"is_usable": findings.compiler.is_usable, "error": findings.compiler.error},
         "kernels": ["XLA"],
+        "artifact": None if findings.artifact is None else dataclasses.asdict(findings.artifact),
         "problems": findings.problems,
     }

@@ -20,6 +20,7 @@ import pytest
 from fastgpt_jax.artifact.manifest import read_manifest, write_manifest
 from fastgpt_jax.cli import compile as tool
 from fastgpt_jax.cli import generate
+from fastgpt_jax.cli.artifact_check import check_artifact
 from fastgpt_jax.cli.progress import BuildProgress
 from fastgpt_jax.compiler.build import Event
 
@@ -146,6 +147,12 @@ def test_flags_of_artifacts_are_refused_for_other_models(folder, capsys):
         assert "is for artifacts" in err and len(err.splitlines()) == 1
 
 
+def change_environment(folder, manifest, **fields):
+    """Makes the artifact one of another environment, with a digest that holds."""
+    environment = dataclasses.replace(manifest.environment, **fields)
+    write_manifest(folder / "out", dataclasses.replace(manifest, environment=environment))
+
+
 def stop_deriving(monkeypatch):
     """Ends the tool where its work would begin."""
 
@@ -156,9 +163,7 @@ def stop_deriving(monkeypatch):
 
 
 def test_an_output_of_another_environment_is_named_and_refused_or_replaced(folder, monkeypatch, capsys):
-    manifest = read_manifest(folder / "out")
-    environment = dataclasses.replace(manifest.environment, jaxlib="0.0.1")
-    write_manifest(folder / "out", dataclasses.replace(manifest, environment=environment))
+    change_environment(folder, read_manifest(folder / "out"), jaxlib="0.0.1")
     assert tool.main(arguments(folder, "out", "--on_mismatch=refuse")) == 2
     err = capsys.readouterr().err
     assert "jaxlib is" in err and "0.0.1" in err and len(err.splitlines()) == 1
@@ -299,6 +304,25 @@ def test_progress_is_a_bar_at_a_terminal_and_lines_elsewhere(capsys):
             assert "2/2" in err and "2.05k/2.05k" in err and "\r" in err
         else:
             assert err.splitlines() == ["[1/2] a: 1.25 s", "[2/2] b: compiled before", "weights: 2 KiB"]
+
+
+def test_the_doctor_checks_bytes_environment_and_fingerprint(folder):
+    manifest = read_manifest(folder / "out")
+    code = next((folder / "out/executables").iterdir())
+    written = code.read_bytes()
+    code.write_bytes(written[:-1] + b"?")
+    assert "is corrupt" in check_artifact(str(folder / "out")).error
+    code.write_bytes(written)
+    change_environment(folder, manifest, device_kind="else")
+    check = check_artifact(str(folder / "out"))
+    assert check.error is None and "else" in check.mismatches[0] and not check.is_fingerprint_checked
+    wrong = dataclasses.replace(manifest.fingerprint, top_logprobs=(0.0,) * len(manifest.fingerprint.top_logprobs))
+    write_manifest(folder / "out", dataclasses.replace(manifest, fingerprint=wrong))
+    assert "the fingerprint does not hold" in check_artifact(str(folder / "out")).error
+    write_manifest(folder / "out", manifest)
+    check = check_artifact(str(folder / "out"))
+    assert (check.error, check.mismatches, check.is_fingerprint_checked) == (None, (), True)
+    assert (check.model, check.num_entry_points) == ("model.py:make_model", 5)
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from fastgpt_jax.cli import doctor, packages
+from fastgpt_jax.cli import artifact_check, doctor, packages
+from fastgpt_jax.cli.findings import ArtifactCheck
 from fastgpt_jax.cli.machine import read_machine
 from fastgpt_jax.cli.packages import OPTIONAL, REQUIRED, Probed, probe_all
 from fastgpt_jax.cli.probe import DEVICES
@@ -155,3 +156,44 @@ def test_the_probe_script_needs_nothing_but_python(modules):
 def test_a_wrong_flag_is_one_line(capsys):
     assert doctor.main(["--artifat", "x"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.fixture
+def checked(monkeypatch, probed):
+    """Replaces the check of an artifact by its outcome."""
+
+    def set_outcome(**outcome):
+        probed()
+        monkeypatch.setattr(artifact_check, "check_artifact", lambda path: ArtifactCheck(path, **outcome))
+
+    return set_outcome
+
+
+def test_a_corrupt_artifact_is_exit_2(checked, capsys):
+    checked(error="out/weights/0.safetensors is corrupt")
+    assert doctor.main(["out"]) == 2
+    assert "\n  error  out/weights/0.safetensors is corrupt\n" in capsys.readouterr().out
+    assert doctor.main(["--artifact", "out", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["artifact"]["error"] == "out/weights/0.safetensors is corrupt"
+
+
+def test_another_environment_is_a_warning_a_field(checked, capsys):
+    facts = {"model": "m", "num_entry_points": 5, "num_bytes": 2048, "verified_s": 0.5}
+    checked(mismatches=("jaxlib is 2, made with 1", "device_count is 1, made for 2"), **facts)
+    assert doctor.main(["out"]) == 0
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^  warning +(?:jaxlib|device_count) is ", out, re.MULTILINE)) == 2
+    assert "fingerprint  not run" in out
+
+
+def test_a_broken_jax_means_no_check_and_no_traceback(probed, capsys):
+    probed(jax={"error": "ImportError: libdevice"})
+    assert doctor.main(["out"]) == 2
+    assert "  error  cannot be checked: ImportError: libdevice\n" in capsys.readouterr().out
+
+
+def test_what_is_no_artifact_is_exit_2(probed, tmp_path, capsys):
+    probed()
+    for path in (tmp_path, tmp_path / "nowhere"):
+        assert doctor.main([str(path)]) == 2
+        assert re.search(r"^  error  .*(no artifact|no such artifact)", capsys.readouterr().out, re.MULTILINE)
