@@ -50,7 +50,7 @@ def _op_key(op: Op, numbers: Mapping[Value, Hashable]) -> Hashable:
         tuple(_value_key(v, numbers) for v in op.operands),
         param_key(op.params),
         tuple(_type_key(v) for v in op.results),
-        tuple(_graph_key(region) for region in op.regions),
+        tuple(graph_key(region) for region in op.regions),
     )
 
 
@@ -64,7 +64,7 @@ def _type_key(value: Value) -> Hashable:
     return (value.shape, str(value.dtype), bool(getattr(value.aval, "weak_type", False)))
 
 
-def _graph_key(graph: Graph) -> Hashable:
+def graph_key(graph: Graph) -> Hashable:
     """A key equal for regions of the same structure, whatever their values are called."""
     numbers: dict[Value, Hashable] = {v: ("input", i) for i, v in enumerate(graph.inputs)}
     keys = []

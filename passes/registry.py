@@ -5,7 +5,6 @@ Knows no compiler: the composition root hands the manager a larger table when it
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,26 +12,23 @@ from types import MappingProxyType
 from passes.canonicalize import canonicalize
 from passes.cse import cse
 from passes.dce import dce
-from passes.graph import Graph
+from passes.numerics import Numerics as Numerics
 from passes.result import PassResult
 from passes.simplify import simplify
 
 
-class Numerics(enum.Enum):
-    """What a pass may do to results."""
-
-    EXACT = "exact"  # bit for bit, operation by operation
-    REASSOCIATES = "reassociates"  # equal in real numbers, rounded elsewhere
-    APPROXIMATE = "approximate"  # within a budget that the pass states
-
-
 @dataclass(frozen=True)
 class Pass:
-    """A named rewrite of a graph, in place."""
+    """A named rewrite of a graph, in place.
+
+    Attributes:
+      function: Rewrites a graph; with `is_counted` also given the run's `RewriteCounter`, to ask before each rewrite.
+    """
 
     name: str
-    function: Callable[[Graph], PassResult]
+    function: Callable[..., PassResult]
     numerics: Numerics
+    is_counted: bool = False
 
 
 def make_registry(passes: Iterable[Pass]) -> Mapping[str, Pass]:

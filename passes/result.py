@@ -1,13 +1,11 @@
-"""What a pass says of its run: how often it matched, and for what came close, why it did not.
-
-Knows nothing of graphs beyond the source line of an operation.
-"""
+"""What a pass says of its run: how often it matched, what it replaced, and for what came close, why it did not."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from passes.graph import Op, Source
+from passes.rewrite import Rewrite
 
 
 @dataclass(frozen=True)
@@ -29,10 +27,15 @@ class Remark:
 
 @dataclass(frozen=True)
 class PassResult:
-    """Counts of one run of a pass; `matched == 0` means that the graph is what it was."""
+    """Counts of one run of a pass; `matched == 0` means that the graph is what it was.
+
+    Attributes:
+      rewrites: What was replaced by what, where the pass says so; each is validated by itself.
+    """
 
     matched: int = 0
     remarks: tuple[Remark, ...] = ()
+    rewrites: tuple[Rewrite, ...] = ()
 
     @property
     def missed(self) -> int:
@@ -40,4 +43,4 @@ class PassResult:
         return len(self.remarks)
 
     def __add__(self, other: PassResult) -> PassResult:
-        return PassResult(self.matched + other.matched, self.remarks + other.remarks)
+        return PassResult(self.matched + other.matched, self.remarks + other.remarks, self.rewrites + other.rewrites)
