@@ -88,6 +88,11 @@ class ServedArtifact:
         return self.manifest.model.max_logprobs
 
     @property
+    def tensor_parallel_size(self) -> int:
+        """Devices that it was compiled for."""
+        return math.prod(size for _, size in self.manifest.mesh_axes)
+
+    @property
     def vocab_size(self) -> int:
         return self.manifest.model.vocab_size
 

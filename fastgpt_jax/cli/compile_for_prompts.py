@@ -17,7 +17,13 @@ MOST_TOGETHER = 8
 
 
 def compile_for_prompts(
-    source: ModelSource, *, num_prompts: int, num_tokens: int, max_model_len: int | None, max_num_seqs: int | None
+    source: ModelSource,
+    *,
+    num_prompts: int,
+    num_tokens: int,
+    max_model_len: int | None,
+    max_num_seqs: int | None,
+    tensor_parallel_size: int = 1,
 ) -> Any:
     """Compiles a model, as far as it goes.
 
@@ -25,6 +31,7 @@ def compile_for_prompts(
       num_tokens: Of the longest prompt and its answer together.
       max_model_len: The context asked for; None is `num_tokens`, or the model's own limit where that is less.
       max_num_seqs: Prompts that run together; None is all of them, up to 8.
+      tensor_parallel_size: Devices that share every layer.
     """
     for name, value, low in (("max_model_len", max_model_len, 2), ("max_num_seqs", max_num_seqs, 1)):
         if value is not None and value < low:
@@ -33,7 +40,11 @@ def compile_for_prompts(
     if limit is not None and (max_model_len or 0) > limit:
         raise UserError(f"--max_model_len must be at most the model's own {limit}, got {max_model_len}")
     length = max_model_len or (num_tokens if limit is None else min(num_tokens, limit))
-    config = CompileConfig(max_model_len=length, max_num_seqs=max_num_seqs or min(num_prompts, MOST_TOGETHER))
+    config = CompileConfig(
+        max_model_len=length,
+        max_num_seqs=max_num_seqs or min(num_prompts, MOST_TOGETHER),
+        tensor_parallel_size=tensor_parallel_size,
+    )
     if source.params is None:
         return compile_model(source.model, config=config)
     return compile_model(source.model, source.params, config=config, tokenizer=source.tokenizer)

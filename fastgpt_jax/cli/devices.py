@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 
-import jax
+from fastgpt_jax.errors import UserError
+from sharding import ShardingError, ensure_cpu_devices
 
 
 def make_virtual_devices(count: int) -> None:
-    """Lets the CPU count as so many devices, unless JAX has started; accelerators are as they are."""
-    if count > max(1, jax.config.jax_num_cpu_devices):  # pyright: ignore[reportAttributeAccessIssue]
-        with contextlib.suppress(RuntimeError):  # JAX has started
-            jax.config.update("jax_num_cpu_devices", count)
+    """Lets the CPU count as so many devices; accelerators are as they are.
+
+    Raises:
+      UserError: JAX has started with fewer, or XLA_FLAGS asks for fewer.
+    """
+    try:
+        ensure_cpu_devices(count, xla_flags=os.environ.get("XLA_FLAGS", ""))
+    except ShardingError as error:
+        raise UserError(str(error)) from error

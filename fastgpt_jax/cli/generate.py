@@ -10,6 +10,7 @@ error. An artifact is served as it is: neither the compiler nor any model librar
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -61,6 +62,7 @@ def make_flags() -> flags.FlagValues:
     flags.DEFINE_bool("ignore_eos", False, "Continue past the end-of-sequence token.", flag_values=values)
     integer("max_model_len", None, "Tokens of prompt and output together.", flag_values=values)
     integer("max_num_seqs", None, "Prompts that run together.", flag_values=values)
+    integer("tensor_parallel_size", None, "Devices that share every layer.", lower_bound=1, flag_values=values)
     flags.DEFINE_bool("stream", False, "Print text as it is made.", flag_values=values)
     flags.DEFINE_enum(
         "verify",
@@ -107,6 +109,7 @@ class Options:
     ignore_eos: bool
     max_model_len: int | None
     max_num_seqs: int | None
+    tensor_parallel_size: int | None
     stream: bool
     verify: str | None
     on_mismatch: str | None
@@ -195,7 +198,8 @@ def _load_artifact(options: Options) -> LLM:
         raise UserError(
             f"--params goes with --model FILE.py:FUNCTION; the artifact {options.model} holds its own weights"
         )
-    make_virtual_devices(math.prod(size for _, size in read_manifest(Path(options.model)).mesh_axes))
+    with contextlib.suppress(UserError):  # with fewer devices it is compiled for one
+        make_virtual_devices(math.prod(size for _, size in read_manifest(Path(options.model)).mesh_axes))
     started = time.monotonic()
     llm = LLM(
         options.model,
@@ -203,6 +207,7 @@ def _load_artifact(options: Options) -> LLM:
         dtype=options.dtype,
         max_model_len=options.max_model_len,
         max_num_seqs=options.max_num_seqs,
+        tensor_parallel_size=options.tensor_parallel_size,
         verify=options.verify or "auto",
         on_mismatch=options.on_mismatch or "recompile",
         check_fingerprint=options.fingerprint is not False,
@@ -220,6 +225,7 @@ def _compile(options: Options, prompts: Sequence[Any]) -> tuple[LLM, dict[str, d
     from fastgpt_jax.cli.compile_for_prompts import compile_for_prompts  # noqa: PLC0415
     from fastgpt_jax.cli.model_source import load_source  # noqa: PLC0415
 
+    make_virtual_devices(options.tensor_parallel_size or 1)
     source = load_source(options.model, options.params, options.tokenizer, options.dtype, options.max_model_len)
     encoded = _encode(prompts, source.tokenizer)
     started = time.monotonic()
@@ -230,6 +236,7 @@ def _compile(options: Options, prompts: Sequence[Any]) -> tuple[LLM, dict[str, d
         num_tokens=longest + options.max_tokens,
         max_model_len=options.max_model_len,
         max_num_seqs=options.max_num_seqs,
+        tensor_parallel_size=options.tensor_parallel_size or 1,
     )
     print(f"compiled {options.model} in {time.monotonic() - started:.1f} s", file=sys.stderr)
     return LLM(compiled), encoded

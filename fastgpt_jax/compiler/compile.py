@@ -68,6 +68,10 @@ class Compiled:
         return self.config.max_num_seqs
 
     @property
+    def tensor_parallel_size(self) -> int:
+        return self.config.tensor_parallel_size
+
+    @property
     def max_logprobs(self) -> int:
         return min(self.config.max_logprobs, self.vocab_size)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from fastgpt_jax.artifact.executable import Placement, Spec
 from fastgpt_jax.checkpoint.registry import family_of
@@ -121,16 +121,25 @@ def make_distribution(tensor_parallel_size: int, rules: Rules | None) -> Distrib
     """
     if tensor_parallel_size == 1:
         return Distribution()
+    mesh = check_devices(tensor_parallel_size)
     if rules is None:
         raise UserError(
             f"tensor_parallel_size={tensor_parallel_size} needs to know what the dimensions of the parameters mean; "
             "give CompileConfig sharding_rules for a model of your own"
         )
+    return Distribution(Placement(tuple(mesh.devices.flat), tuple(mesh_sizes(mesh).items())), rules)
+
+
+def check_devices(tensor_parallel_size: int) -> Mesh:
+    """The mesh of so many devices.
+
+    Raises:
+      UserError: There are too few.
+    """
     try:
-        mesh = make_mesh(tensor_parallel_size)
+        return make_mesh(tensor_parallel_size)
     except ShardingError as error:
         raise UserError(str(error)) from error
-    return Distribution(Placement(tuple(mesh.devices.flat), tuple(mesh_sizes(mesh).items())), rules)
 
 
 def family_rules(model_config: Any) -> Rules:

@@ -16,7 +16,6 @@ from fastgpt_jax.errors import UserError
 
 ONLY_VALUES: Mapping[str, Any] = MappingProxyType(
     {
-        "tensor_parallel_size": 1,
         "pipeline_parallel_size": 1,
         "data_parallel_size": 1,
         "quantization": None,
@@ -56,6 +55,7 @@ class EngineArgs:
       on_mismatch: What to do with an artifact of another environment: "recompile" its portable programs, or "refuse".
       check_fingerprint: Whether an artifact must reproduce the log-probabilities of a fixed prompt before it serves.
       seed: Decides the draws of requests that bring no seed.
+      tensor_parallel_size: Devices that share every layer; None is one, or what the model was compiled for.
     """
 
     model: Any
@@ -70,7 +70,7 @@ class EngineArgs:
     on_mismatch: OnMismatch = "recompile"
     check_fingerprint: bool = True
     seed: int = 0
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int | None = None
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
     quantization: str | None = None
@@ -86,9 +86,10 @@ class EngineArgs:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_logprobs", "seed"):
-            # The shortest request is a token of prompt and one of answer.
-            value, low = getattr(self, name), {"max_logprobs": 0, "seed": 0, "max_model_len": 2}.get(name, 1)
+        # The shortest request is a token of prompt and one of answer.
+        least = {"max_model_len": 2, "max_num_seqs": 1, "max_num_batched_tokens": 1, "max_logprobs": 0, "seed": 0}
+        for name, low in {**least, "tensor_parallel_size": 1}.items():
+            value = getattr(self, name)
             if value is None and name != "seed":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < low:

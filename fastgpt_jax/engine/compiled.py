@@ -21,6 +21,7 @@ class CompiledModel(Protocol):
       min_first_chunk: Prompt tokens the first step of a request must hold.
       buckets: Shapes of the steps there are; the longest chunk of prefill holds `min_first_chunk`.
       layout: What is kept between steps.
+      tensor_parallel_size: Devices that share every layer.
       max_logprobs: Most likely tokens reported beside each sampled one.
       tokenizer: Text to ids and back; None for models that have none.
       generation: Facts of the checkpoint (`GenerationDefaults`); None where nothing is known.
@@ -40,6 +41,8 @@ class CompiledModel(Protocol):
     def layout(self) -> CacheLayout: ...
     @property
     def max_logprobs(self) -> int: ...
+    @property
+    def tensor_parallel_size(self) -> int: ...
     @property
     def tokenizer(self) -> Any: ...
     @property

@@ -48,7 +48,7 @@ def _load_artifact(args: EngineArgs) -> CompiledModel:
 
 def _check_compiled(args: EngineArgs) -> CompiledModel:
     """A compiled model is what it is: an argument that asks for another one is an error."""
-    for name in ("max_model_len", "max_num_seqs", "max_logprobs"):
+    for name in ("max_model_len", "max_num_seqs", "max_logprobs", "tensor_parallel_size"):
         value, found = getattr(args, name), getattr(args.model, name)
         if value is not None and value != found:
             raise UserError(f"{name}={value}, but the model was compiled for {found}; compile it again")
@@ -58,15 +58,17 @@ def _check_compiled(args: EngineArgs) -> CompiledModel:
 
 
 def _compile(args: EngineArgs) -> CompiledModel:
-    loaded = _load(args)
     # The compiler and the checkpoint readers are not needed to serve what is compiled already.
     from fastgpt_jax.compiler.compile import compile as compile_model  # noqa: PLC0415
     from fastgpt_jax.compiler.config import CompileConfig  # noqa: PLC0415
+    from fastgpt_jax.compiler.distribution import check_devices  # noqa: PLC0415
 
+    check_devices(args.tensor_parallel_size or 1)
+    loaded = _load(args)
     longest = loaded.generation.max_model_len
     if args.max_model_len is not None and args.max_model_len > longest:
         raise UserError(f"max_model_len must be at most the model's own {longest}, got {args.max_model_len}")
-    names = ("max_num_seqs", "max_num_batched_tokens", "max_logprobs")
+    names = ("max_num_seqs", "max_num_batched_tokens", "max_logprobs", "tensor_parallel_size")
     chosen = {name: value for name in names if (value := getattr(args, name)) is not None}
     config = dataclasses.replace(CompileConfig(max_model_len=args.max_model_len or longest), **chosen)
     return compile_model(loaded, config=config)
