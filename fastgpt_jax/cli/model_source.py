@@ -1,4 +1,4 @@
-"""What `--model`, `--params` and `--tokenizer` name: a model folder, or a user's own function.
+"""What `--model`, `--params` and `--tokenizer` name: a model folder or file, a hub's id, or a user's own function.
 
 Knows no compiler. The one idea: whatever can go wrong in somebody else's file becomes one line that says where.
 """
@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from fastgpt_jax.checkpoint import LoadedModel, load_model
+from fastgpt_jax.checkpoint import HubSettings, LoadedModel, load_model, parse_model_id
 from fastgpt_jax.cli.params_file import replace_params
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.tokenizer import load_tokenizer
@@ -95,8 +95,21 @@ def needs_values(error: BaseException) -> bool:
 
 
 def is_function_spec(model: str) -> bool:
-    """Whether this is `module_or_file.py:make_model`, rather than a folder."""
-    return ":" in model and not Path(model).is_dir()
+    """Whether this is `module_or_file.py:make_model`, rather than a folder, a file or a hub's id."""
+    return ":" in model and not Path(model).exists() and parse_model_id(model) is None
+
+
+def hub_settings(environment: Mapping[str, str]) -> HubSettings:
+    """Where ids are looked up, by the variables that ModelScope's and Hugging Face's own tools read."""
+    cache, domain = environment.get("MODELSCOPE_CACHE"), environment.get("MODELSCOPE_DOMAIN")
+    settings = HubSettings(
+        modelscope_cache=Path(cache) if cache else None,
+        is_offline=environment.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"),
+    )
+    if not domain:
+        return settings
+    endpoint = domain if "://" in domain else f"https://{domain}"
+    return dataclasses.replace(settings, modelscope_endpoint=endpoint)
 
 
 def find_make_model(spec: str) -> Callable[[], Any]:
@@ -148,7 +161,9 @@ def _load_folder(
         raise UserError("--params goes with --model FILE.py:FUNCTION; a model folder holds its own weights")
     if model.endswith(".py"):
         raise UserError(f"say which function of {model} makes the model, as in --model {model}:make_model")
-    loaded: LoadedModel = load_model(model, dtype=None if dtype == "auto" else dtype, max_model_len=max_model_len)
+    loaded: LoadedModel = load_model(
+        model, dtype=None if dtype == "auto" else dtype, max_model_len=max_model_len, hub=hub_settings(os.environ)
+    )
     if tokenizer is not None:
         loaded = dataclasses.replace(loaded, tokenizer=_read_tokenizer(tokenizer))
     return ModelSource(loaded, tokenizer=loaded.tokenizer, max_model_len=loaded.generation.max_model_len)

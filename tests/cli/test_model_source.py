@@ -9,9 +9,12 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
+from fastgpt_jax.checkpoint import HubSettings
 from fastgpt_jax.checkpoint.safetensors_io import write_safetensors
-from fastgpt_jax.cli.model_source import load_source, trace_source
+from fastgpt_jax.cli import generate
+from fastgpt_jax.cli.model_source import hub_settings, is_function_spec, load_source, trace_source
 from fastgpt_jax.errors import UserError
+from tests.checkpoint.folders import make_folder
 
 GOOD = """
 import jax.numpy as jnp
@@ -148,3 +151,28 @@ def test_a_file_that_holds_no_parameters_is_one_line(write, tmp_path, make):
     with pytest.raises(UserError) as error:
         load_source(write(GOOD), str(tmp_path / "weights"))
     assert "\n" not in str(error.value) and "weights" in str(error.value)
+
+
+def test_hub_ids_are_no_functions_and_their_settings_come_from_the_environment(tmp_path):
+    assert not is_function_spec("modelscope:org/name") and not is_function_spec("org/name")
+    assert is_function_spec("module:function") and is_function_spec("folder/file.py:function")
+    assert hub_settings({}) == HubSettings()
+    variables = {"MODELSCOPE_CACHE": str(tmp_path), "MODELSCOPE_DOMAIN": "example.org", "HF_HUB_OFFLINE": "1"}
+    expected = HubSettings(modelscope_cache=tmp_path, modelscope_endpoint="https://example.org", is_offline=True)
+    assert hub_settings(variables) == expected
+
+
+@pytest.mark.parametrize("model", ["org/no-such-name", "modelscope:org/no-such-name"])
+def test_an_id_without_a_network_is_one_line_and_exit_code_2(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
+    assert generate.main(["--model", model, "--prompt", "a"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{model} " in line and "working offline was asked for" in line and "give the path" in line
+
+
+def test_a_model_in_the_local_cache_is_loaded_by_its_id(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
+    make_folder(tmp_path / "models" / "org" / "name")
+    source = load_source("modelscope:org/name")
+    assert (source.model.name, source.max_model_len) == ("name", 32)
