@@ -43,9 +43,7 @@ FAMILIES = {
     "qwen3": (Qwen3, Qwen3Config(**DECODER, attention_bias=True)),
     "phi3": (
         Phi3,
-        Phi3Config(
-            **DECODER | {"hidden_size": 32}, sliding_window=3, partial_rotary_factor=0.75, rope_scaling=LONGROPE
-        ),
+        Phi3Config(**DECODER, sliding_window=3, partial_rotary_factor=0.75, rope_scaling=LONGROPE),
     ),
     "gemma2": (Gemma, GemmaConfig(**GEMMA, attn_logit_softcapping=5.0, final_logit_softcapping=10.0)),
     "gemma3": (Gemma, GemmaConfig(**GEMMA, has_head_norms=True, rope_local_base_freq=100.0)),
