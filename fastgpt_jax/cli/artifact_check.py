@@ -7,7 +7,6 @@ compilation at start.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from fastgpt_jax.artifact.environment import current_environment
 from fastgpt_jax.artifact.loading import load_artifact
 from fastgpt_jax.artifact.manifest import Manifest
 from fastgpt_jax.artifact.verify import verify_artifact
-from fastgpt_jax.cli.devices import make_virtual_devices
+from fastgpt_jax.cli.devices import count_mesh_devices, make_virtual_devices
 from fastgpt_jax.cli.findings import ArtifactCheck
 from fastgpt_jax.errors import UserError
 
@@ -30,7 +29,7 @@ def check_artifact(path: str) -> ArtifactCheck:
     except (UserError, OSError) as error:
         return ArtifactCheck(path, " ".join(str(error).split()))
     check = _describe(path, manifest, time.monotonic() - started)
-    make_virtual_devices(math.prod(size for _, size in manifest.mesh_axes))
+    make_virtual_devices(count_mesh_devices(path))
     mismatches = tuple(manifest.environment.mismatches(current_environment()))
     if mismatches:
         return dataclasses.replace(check, mismatches=mismatches)

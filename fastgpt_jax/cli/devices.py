@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import json
+import math
+from pathlib import Path
 
-from fastgpt_jax.errors import UserError
-from sharding import ShardingError, ensure_cpu_devices
+import jax
+
+from fastgpt_jax.artifact.manifest import MANIFEST
 
 
 def make_virtual_devices(count: int) -> None:
-    """Lets the CPU count as so many devices; accelerators are as they are.
+    """Lets the CPU count as so many devices, unless JAX has started; accelerators are as they are."""
+    if count > max(1, jax.config.jax_num_cpu_devices):  # pyright: ignore[reportAttributeAccessIssue]
+        with contextlib.suppress(RuntimeError):  # JAX has started
+            jax.config.update("jax_num_cpu_devices", count)
 
-    Raises:
-      UserError: JAX has started with fewer, or XLA_FLAGS asks for fewer.
+
+def count_mesh_devices(artifact: str) -> int:
+    """The devices an artifact is divided over, by a glance at its manifest; 1 where that cannot be read.
+
+    Devices must be there before JAX starts, and reading a manifest in earnest, which tells what is wrong with it, is
+    the loader's work.
     """
     try:
-        ensure_cpu_devices(count, xla_flags=os.environ.get("XLA_FLAGS", ""))
-    except ShardingError as error:
-        raise UserError(str(error)) from error
+        axes = json.loads((Path(artifact) / MANIFEST).read_bytes())["mesh_axes"]
+        return math.prod(int(size) for _, size in axes)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1

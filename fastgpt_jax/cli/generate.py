@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +21,9 @@ from typing import Any
 from absl import flags
 
 from fastgpt_jax.artifact.loading import ON_MISMATCH, is_artifact
-from fastgpt_jax.artifact.manifest import read_manifest
 from fastgpt_jax.artifact.verify import LEVELS
 from fastgpt_jax.cli.common import EXIT_USER_ERROR, run, to_options
-from fastgpt_jax.cli.devices import make_virtual_devices
+from fastgpt_jax.cli.devices import count_mesh_devices, make_virtual_devices
 from fastgpt_jax.cli.tables import format_seconds
 from fastgpt_jax.engine.llm import LLM
 from fastgpt_jax.engine.outputs import CompletionOutput, RequestOutput
@@ -199,7 +197,7 @@ def _load_artifact(options: Options) -> LLM:
             f"--params goes with --model FILE.py:FUNCTION; the artifact {options.model} holds its own weights"
         )
     with contextlib.suppress(UserError):  # with fewer devices it is compiled for one
-        make_virtual_devices(math.prod(size for _, size in read_manifest(Path(options.model)).mesh_axes))
+        make_virtual_devices(count_mesh_devices(options.model))
     started = time.monotonic()
     llm = LLM(
         options.model,
