@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import core as jex
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 
 Primitive = jex.Primitive
 ClosedJaxpr = Any  # 0.11 made `ClosedJaxpr` and `Jaxpr` one class
@@ -214,6 +214,25 @@ def make_primitive(
     mlir.register_lowering(primitive, mlir.lower_fun(meaning, multiple_results=multiple_results))
     if batch is not None:
         batching.primitive_batchers[primitive] = batch
+    return primitive
+
+
+def derive_rules(primitive: Primitive) -> Primitive:
+    """Gives an operation of ours the derivative of its meaning, and maps it by mapping its meaning; returns it."""
+    meaning = meaning_of(primitive)
+    if meaning is None:
+        raise ValueError(f"{primitive} has no meaning to derive its rules from")
+
+    def differentiate(primals: Any, tangents: Any, **params: Any) -> Any:
+        given = [ad.instantiate_zeros(t) for t in tangents]
+        return jax.jvp(functools.partial(meaning, **params), tuple(primals), tuple(given))
+
+    def batch(args: Any, dims: Any, **params: Any) -> Any:
+        out = jax.vmap(functools.partial(meaning, **params), in_axes=tuple(dims))(*args)
+        return out, jax.tree.map(lambda _: 0, out)
+
+    ad.primitive_jvps[primitive] = differentiate
+    batching.primitive_batchers[primitive] = batch
     return primitive
 
 

@@ -34,7 +34,7 @@ def clone(graph: Graph) -> Graph:
 
 
 def _copy(ops: Sequence[Op], inputs: Sequence[Value], outputs: Sequence[Value]) -> Graph:
-    copies = {value: Value(value.aval) for value in inputs}
+    copies = {value: Value(value.aval, path=value.path) for value in inputs}
 
     def copied(value: Value) -> Value:
         return value if value.const is not None else copies[value]

@@ -33,12 +33,15 @@ class Value:
     """One SSA value. Invariant: exactly one of these holds: it has an `op`, a `const`, or is a graph's input.
 
     Identity is the object: two values are equal only when they are the same.
+
+    Attributes:
+      path: For an input that is a parameter its name, such as `layers.0.mlp.up.kernel`; else None.
     """
 
-    __slots__ = ("aval", "const", "index", "op")
+    __slots__ = ("aval", "const", "index", "op", "path")
 
-    def __init__(self, aval: Any, op: Op | None = None, index: int = 0, const: Any = None):
-        self.aval, self.op, self.index, self.const = aval, op, index, const
+    def __init__(self, aval: Any, op: Op | None = None, index: int = 0, const: Any = None, path: str | None = None):
+        self.aval, self.op, self.index, self.const, self.path = aval, op, index, const, path
 
     @property
     def shape(self) -> tuple[int, ...]:
