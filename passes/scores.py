@@ -1,0 +1,44 @@
+"""What is added to scores before the mask, as a small hashable value: the companion of `passes/masks.py`.
+
+A score function gets scores that are scaled and soft-capped already, and the head and positions of each. It is
+elementwise in the scores, and reads run-time arrays through `Read` as masks do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from passes.masks import Look, Read
+
+
+class Score:
+    """A function of one score, its head and its positions. Invariant: immutable and hashable."""
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        """The run-time values the function needs, each once."""
+        return ()
+
+    def evaluate(self, scores: Any, head: Any, q: Any, k: Any, look: Look) -> Any:
+        """New scores; `head`, `q`, `k` and what `look` answers broadcast against them."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Alibi(Score):
+    """Minus a slope for each head times the distance (arXiv:2108.12409): `s - leaf[n] * |q + shift - k|`.
+
+    Attributes:
+      shift: What is added to query positions; `S - T` counts queries from the end of the keys.
+    """
+
+    leaf: int
+    shift: int = 0
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        return (Read(self.leaf, "head"),)
+
+    def evaluate(self, scores: Any, head: Any, q: Any, k: Any, look: Look) -> Any:
+        return scores - look(self.reads[0]) * abs(q + self.shift - k).astype(scores.dtype)
