@@ -1,0 +1,1 @@
+"""Attention, found in whatever way it is written."""

@@ -1,0 +1,121 @@
+"""Which axis of an attention is batch, query, head or key, and how its operands are laid out by that."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from passes.attention.expression import Role
+from passes.attention.lift import Roles
+from passes.attention.recognize import Attention, NoMatch, Product
+from passes.axes import Axes, Axis, Dims, View, size_of
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The axes of an attention by meaning; each a product, outermost first.
+
+    Attributes:
+      kv_heads, groups: Together the query heads, KV heads outermost.
+      widths: What queries meet keys along, one for each product in the scores.
+      value_width: What the result has of the values.
+    """
+
+    axes: Axes
+    batch: tuple[Axis, ...]
+    queries: tuple[Axis, ...]
+    kv_heads: tuple[Axis, ...]
+    groups: tuple[Axis, ...]
+    keys: tuple[Axis, ...]
+    widths: tuple[tuple[Axis, ...], ...]
+    value_width: tuple[Axis, ...]
+
+    @property
+    def heads(self) -> tuple[Axis, ...]:
+        return (*self.kv_heads, *self.groups)
+
+    def roles(self) -> Roles:
+        """The roles of the scores' axes."""
+        of: dict[Role, tuple[Axis, ...]] = {"b": self.batch, "t": self.queries, "n": self.heads, "s": self.keys}
+        return Roles(self.axes, of)
+
+
+def find_layout(found: Attention, products: Sequence[Product], masked: Sequence[Axis]) -> Layout:
+    """Divides the axes among the roles.
+
+    Args:
+      products: Those whose sum enters the scores.
+      masked: Axes that masks vary along beside the keys': one of them tells queries from heads that share keys.
+
+    Raises:
+      NoMatch: An axis fits no role, so that this is no attention.
+    """
+    axes, keys, op = found.axes, found.summed, products[0].op
+    widths = tuple(axes.expand(product.contracted) for product in products)
+    width = {axis for axes_of in widths for axis in axes_of}
+    query = _own(axes, [p.first for p in products], width)
+    key = _own(axes, [p.second for p in products], {*width, *keys})
+    value, result = axes.flat(found.values.dims), axes.flat(found.dims)
+    if set(keys) & (set(query) | width):
+        raise NoMatch("queries have the axes of the keys", op, near=True)
+    if not set(keys) <= set(value):
+        raise NoMatch("the values lack an axis of the softmax", op, near=True)
+    if set(key) - set(query):
+        raise NoMatch("keys have an axis that queries lack and the softmax does not run along", op, near=True)
+    value_width = tuple(a for a in value if a not in keys and a not in query)
+    if set(result) != {*query, *value_width}:
+        raise NoMatch("the result has other axes than queries and values", op, near=True)
+    shared = sorted((a for a in query if a in key or a in value), key=result.index)
+    free = sorted((a for a in query if a not in shared), key=result.index)
+    queries = _queries(free, masked, size_of(keys))
+    groups = tuple(a for a in free if a not in queries)
+    batch = tuple(shared[:1]) if len(shared) > 1 else ()
+    kv_heads = tuple(a for a in shared if a not in batch)
+    return Layout(axes, batch, queries, kv_heads, groups, keys, widths, value_width)
+
+
+def _own(axes: Axes, views: Sequence[View], besides: Collection[Axis]) -> list[Axis]:
+    """The axes of some views, each once, without some others."""
+    return list(dict.fromkeys(a for view in views for a in axes.flat(view.dims) if a not in besides))
+
+
+def _queries(free: Sequence[Axis], masked: Sequence[Axis], num_keys: int) -> tuple[Axis, ...]:
+    """Which of the axes that queries alone have is their position: the one masks know, else the one like the keys'."""
+    if len(free) < 2:
+        return tuple(free)
+    known = [a for a in free if a in masked] or list(free)
+    if len(known) == 1:
+        return (known[0],)
+    alike = [a for a in known if a.size == num_keys]
+    return (alike[0] if alike else max(known, key=lambda a: a.size),)
+
+
+def lay_out(x: Any, dims: Dims, axes: Axes, wanted: Sequence[Sequence[Axis]], *, is_full: bool = True) -> Any:
+    """An array with one dimension for each wanted product of axes.
+
+    Args:
+      x: Array or tracer whose dimensions have the axes `dims`.
+      is_full: Whether axes that it lacks are broadcast; else a product of which it has none is a dimension of size 1.
+    """
+    held = axes.flat(dims)
+    x = jnp.reshape(x, [axis.size for axis in held])
+    order = [axis for group in wanted for axis in group]
+    x = jnp.transpose(x, [held.index(axis) for axis in order if axis in held])
+    x = jnp.reshape(x, [axis.size if axis in held else 1 for axis in order])
+    wide, flat = [], []
+    for group in wanted:
+        has_any = is_full or any(axis in held for axis in group)
+        wide += [axis.size if has_any else 1 for axis in group]
+        flat.append(size_of(group) if has_any else 1)
+    return jnp.reshape(jnp.broadcast_to(x, wide), flat)
+
+
+def lay_back(x: Any, axes: Axes, held: Sequence[Axis], dims: Dims, shape: Sequence[int]) -> Any:
+    """An array with the axes `held`, flat, in the layout `dims` of a value of this shape."""
+    order = axes.flat(dims)
+    x = jnp.reshape(x, [axis.size for axis in held])
+    x = jnp.transpose(x, [held.index(axis) for axis in order])
+    return jnp.reshape(x, shape)

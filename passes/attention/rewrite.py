@@ -1,0 +1,147 @@
+"""The pass `attention`: every softmax attention, however it is written, becomes one operation.
+
+Matches: products of queries and keys in any layout, GQA and MQA by broadcast, repeat or grouped axes; scales on
+queries, keys or scores; soft-caps, biases and masks by `where` or addition, in any order; softmax with or without its
+maximum subtracted, in any float dtype, through `logsumexp`, divided before or after the values; sinks in the sum.
+Does not match: a sum or a contraction along other axes than the softmax's; weights that are also read elsewhere, since
+they would have to be made anyway; shifts that vary along the keys.
+Must run after: `simplify`. Numerics: reassociates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from passes import compat
+from passes.attention.expression import Expression
+from passes.attention.layout import Layout, find_layout, lay_back, lay_out
+from passes.attention.lift import Lifting
+from passes.attention.recognize import Attention, NoMatch, find_products, recognize
+from passes.attention.scores import find_core, masked_axes, score_expression
+from passes.axes import Axes, View, look_through
+from passes.dce import dce
+from passes.graph import Graph, Op
+from passes.numerics import Numerics
+from passes.ops.attention import attention as attend
+from passes.result import PassResult, Remark
+from passes.rewrite import Rewrite
+from passes.splice import live_without, make_replacement, splice
+
+
+def attention(graph: Graph) -> PassResult:
+    """Rewrites in place, loop bodies too."""
+    result = PassResult()
+    for region_graph in _graphs(graph):
+        for op in list(find_products(region_graph)):
+            try:
+                result += PassResult(matched=1, rewrites=(_rewrite_at(region_graph, op),))
+            except NoMatch as miss:
+                if miss.near:
+                    result += PassResult(remarks=(Remark.at(miss.op or op, miss.reason),))
+    if result.matched:
+        dce(graph)
+    return result
+
+
+def _graphs(graph: Graph) -> list[Graph]:
+    """The graph and the bodies of its loops."""
+    return [graph, *(region for _, op in graph.walk() for region in op.regions)]
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """One operand of the operation: a value behind layout operations, the dtype it is read in, and its axes."""
+
+    view: View
+    dtype: Any
+
+    def narrowed(self, x: Any) -> Any:
+        """The array in the dtype it is read in, unless that is wider: products are exact in the narrower one."""
+        is_narrower = np.dtype(self.dtype).itemsize < np.dtype(x.dtype).itemsize
+        return x.astype(self.dtype) if is_narrower or not compat.is_inexact(x.dtype) else x
+
+
+def _rewrite_at(graph: Graph, op: Op) -> Rewrite:
+    found = recognize(op, graph.users())
+    core = find_core(found)
+    queries = [_operand(found, product.first) for product in core.products]
+    keys = [_operand(found, product.second) for product in core.products]
+    values = _operand(found, found.values)
+    sinks = [] if found.sinks is None else [_operand(found, found.sinks)]
+    layout = find_layout(found, core.products, masked_axes(found, core))
+    lifting = Lifting(layout.roles())
+    score = score_expression(found, core, lifting)
+    leaves = [_Operand(view, view.value.dtype) for view in lifting.leaves]
+    everything = [*queries, *keys, values, *leaves, *sinks]
+    operands = list(dict.fromkeys(o.view.value for o in everything if o.view.value.const is None))
+    if live_without(graph, found.root, operands) & found.inside:
+        raise NoMatch("the weights or scores are read elsewhere too", found.root.op, near=True)
+
+    def compute(*arrays: Any) -> Any:
+        by_value = dict(zip(operands, arrays, strict=True))
+
+        def read(operand: _Operand) -> Any:
+            value = operand.view.value
+            return operand.narrowed(jnp.asarray(by_value[value] if value.const is None else value.const))
+
+        return _emit(found, layout, score, core, read, queries, keys, values, leaves, sinks)
+
+    rewrite = make_replacement(graph, "attention", Numerics.REASSOCIATES, compute, operands, found.root)
+    splice(graph, rewrite, operands, found.root)
+    return rewrite
+
+
+def _operand(found: Attention, view: View) -> _Operand:
+    """An operand; what its layout says of axes is learned."""
+    root, found.axes = look_through(view, found.axes)
+    return _Operand(root, view.value.dtype)
+
+
+def _emit(
+    found: Attention,
+    layout: Layout,
+    score: Expression,
+    core: Any,
+    read: Any,
+    queries: Sequence[_Operand],
+    keys: Sequence[_Operand],
+    values: _Operand,
+    leaves: Sequence[_Operand],
+    sinks: Sequence[_Operand],
+) -> Any:
+    """The operation over operands laid out as it takes them, and its result in the layout of what it replaces."""
+    axes = layout.axes
+
+    def place(operand: _Operand, *wanted: Any, is_full: bool = True) -> Any:
+        return lay_out(read(operand), operand.view.dims, axes, wanted, is_full=is_full)
+
+    query = [
+        place(o, layout.batch, layout.queries, layout.heads, w) for o, w in zip(queries, layout.widths, strict=True)
+    ]
+    key = [place(o, layout.batch, layout.keys, layout.kv_heads, w) for o, w in zip(keys, layout.widths, strict=True)]
+    value = place(values, layout.batch, layout.keys, layout.kv_heads, layout.value_width)
+    lifted = [place(o, layout.batch, layout.queries, layout.heads, layout.keys, is_full=False) for o in leaves]
+    sink = [place(o, layout.batch, layout.queries, layout.heads, is_full=False) for o in sinks]
+    out = attend(
+        _joined(query),
+        _joined(key),
+        value,
+        lifted,
+        sink[0] if sink else None,
+        score=score,
+        core_dtype=core.value.dtype,
+        weight_dtype=found.weights.value.dtype,
+        out_dtype=found.product.op.results[0].dtype,
+    )
+    held = (*layout.batch, *layout.queries, *layout.heads, *layout.value_width)
+    out = lay_back(out, axes, held, found.dims, found.root.shape)
+    return out.astype(found.root.dtype)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
