@@ -18,12 +18,14 @@ class Hub:
     """`org/model` with these files, and what is to go wrong.
 
     `break_after` bytes of a file's answer the connection is cut, once per entry; `wrong_sha256` lists what the files do
-    not have; `status` answers everything.
+    not have, `added_bytes` are listed beyond what they have; `status` answers everything, or all files alone.
     """
 
     files: dict[str, bytes]
     break_after: dict[str, int] = field(default_factory=dict)
     wrong_sha256: bool = False
+    added_bytes: int = 0
+    refuses_files_alone: bool = False
     status: int | None = None
     error_code: str | None = None
     ignores_ranges: bool = False
@@ -61,7 +63,7 @@ def serve(hub: Hub):
             query = dict(urllib.parse.parse_qsl(url.query))
             name = self.file_name(url.path, query)
             hub.requests.append((self.command, name or url.path, self.headers.get("Range")))
-            if hub.status is not None:
+            if hub.status is not None and (name is not None or not hub.refuses_files_alone):
                 return self.send(hub.status, b"{}", {"X-Error-Code": hub.error_code} if hub.error_code else {})
             if name is not None:
                 return self.send_file(name, with_body) if name in hub.files else self.send(404, b"{}")
@@ -79,7 +81,7 @@ def serve(hub: Hub):
         def listing(self, path):
             if path == "/api/v1/models/org/model/repo/files":
                 files = [
-                    {"Path": name, "Size": len(data), "Type": "blob", "Sha256": hub.sha256(name)}
+                    {"Path": name, "Size": len(data) + hub.added_bytes, "Type": "blob", "Sha256": hub.sha256(name)}
                     for name, data in hub.files.items()
                 ]
                 return {"Code": 200, "Data": {"Files": [*files, {"Path": "d", "Size": 0, "Type": "tree"}]}}

@@ -18,7 +18,7 @@ def test_sizes_and_names_are_those_of_the_format():
 
 @pytest.mark.parametrize("kind", QUANTIZED, ids=lambda kind: TENSOR_TYPES[kind].name)
 def test_any_bytes_are_the_same_values(kind, monkeypatch):
-    monkeypatch.setattr("fastgpt_jax.checkpoint.gguf.dequantize._CHUNK_BLOCKS", 100)
+    monkeypatch.setattr("fastgpt_jax.checkpoint.gguf.dequantize._CHUNK_VALUES", 100 * 32)
     known = TENSOR_TYPES[kind]
     num_blocks = 6 * 51
     blocks = np.random.default_rng(kind).integers(0, 256, (num_blocks, known.record.itemsize), np.uint8)

@@ -74,6 +74,8 @@ def test_a_folder_that_holds_one_file_is_that_file(folder, tmp_path):
     (tmp_path / "g").mkdir()
     path = write_gguf(folder, tmp_path / "g" / "a.gguf")
     assert load_model(tmp_path / "g").name == "a"
+    (tmp_path / "g" / "config.json").write_text("{}")
+    assert load_model(tmp_path / "g").name == "a"
     (tmp_path / "g" / "b.gguf").write_bytes(path.read_bytes())
     assert_refused(tmp_path / "g", "2 GGUF files (a.gguf, b.gguf)", "name one")
     (folder / "a.gguf").write_bytes(b"")
@@ -174,7 +176,7 @@ def test_damaged_metadata_never_end_in_a_traceback(folder, tmp_path):
     path = write_gguf(folder, tmp_path / "m.gguf")
     data = path.read_bytes()
     generator, num_refused = np.random.default_rng(0), 0
-    for _ in range(300):
+    for _ in range(150):
         damaged = bytearray(data[:3000])
         for position in generator.integers(8, 2600, 3):
             damaged[position] = generator.integers(256)
@@ -186,7 +188,7 @@ def test_damaged_metadata_never_end_in_a_traceback(folder, tmp_path):
         except UserError as error:
             num_refused += 1
             assert "\n" not in str(error)
-    assert num_refused > 100
+    assert num_refused > 50
 
 
 def test_unsupported_types_architectures_and_files_without_weights_are_refused(folder, tmp_path):
@@ -237,7 +239,7 @@ def test_missing_settings_tensors_and_tokenizers_are_refused(folder, tmp_path):
     refuse("special token 9, but has 2 tokens", **llama, add_eos_token_id=9)
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16"])
+@pytest.mark.parametrize("kind", [pytest.param("F32", marks=pytest.mark.slow), "F16"])
 def test_stories_give_their_golden_tokens_from_gguf(kind, tmp_path):
     folder = shared_path("models/stories260K")
     loaded = load_model(write_gguf(folder, tmp_path / "s.gguf", GGML[kind]), dtype="float32")

@@ -120,6 +120,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(hub, settings, files):
     assert len(hub.fetched()) == len(files) + 1
 
 
+@pytest.mark.slow
 def test_hugging_faces_library_goes_on_where_it_stopped(hub, settings, capfd):
     """It keeps whole chunks of 10 MiB."""
     hub.files = {"a.gguf": bytes(range(256)) * (11 * 4096)}
@@ -146,12 +147,22 @@ def test_a_file_of_another_digest_is_removed_and_fetched_again(name, hub, settin
     assert {path.name: path.read_bytes() for path in find(name, settings).iterdir()} == files
 
 
+def test_a_file_of_another_size_is_removed(hub, settings):
+    hub.added_bytes = -1
+    assert_refused("modelscope", settings, "arrived damaged", "bytes, the hub says")
+    hub.added_bytes = 0
+    assert find("modelscope", settings).is_dir()
+
+
 @pytest.mark.parametrize("name", IDS)
 def test_no_such_model_a_gated_one_and_a_broken_server(name, hub, settings):
     other = IDS[name].replace("model", "other", 1) if name == "huggingface" else "modelscope:org/other"
     assert_refused(other, settings, "org/other", hub.endpoint, "check the name")
     hub.status, hub.error_code = 403, "GatedRepo"
     assert_refused(name, settings, "gated")
+    hub.refuses_files_alone = True  # anybody may list what only some may read
+    assert_refused(name, settings, "gated")
+    hub.refuses_files_alone = False
     hub.status, hub.error_code = 500, None
     assert_refused(name, settings, "try again later")
 

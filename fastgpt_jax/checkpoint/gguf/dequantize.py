@@ -17,7 +17,7 @@ from types import MappingProxyType
 import ml_dtypes
 import numpy as np
 
-_CHUNK_BLOCKS = 1 << 16  # blocks unpacked at once: bounds what lives beside the result
+_CHUNK_VALUES = 1 << 16  # unpacked at once, so that what lies between bytes and values stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class TensorType:
         if self.unpack is None:
             return records.reshape(shape)
         values = np.empty((len(records), self.block), np.float32)
-        for start in range(0, len(records), _CHUNK_BLOCKS):
-            chunk = records[start : start + _CHUNK_BLOCKS]
+        step = _CHUNK_VALUES // self.block
+        for start in range(0, len(records), step):
+            chunk = records[start : start + step]
             values[start : start + len(chunk)] = self.unpack(chunk).reshape(len(chunk), self.block)
         return values.reshape(shape)
 

@@ -29,6 +29,7 @@ from fastgpt_jax.checkpoint.huggingface import DTYPES, LoadedModel
 from fastgpt_jax.checkpoint.parameters import load_module
 from fastgpt_jax.checkpoint.registry import find_family
 from fastgpt_jax.checkpoint.rope import rope_notes
+from fastgpt_jax.checkpoint.tensors import INDEX_FILE, SINGLE_FILE
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.generation import GenerationDefaults
 from fastgpt_jax.json_fields import Fields
@@ -66,14 +67,14 @@ class GGUFTensors:
 
 
 def find_gguf(path: Path) -> Path | None:
-    """The GGUF file that this path means: itself, or the only one in a folder without config.json; else None.
+    """The GGUF file that this path means: itself, or the only one in a folder without safetensors; else None.
 
     Raises:
       UserError: The folder holds several.
     """
     if path.is_file():
         return path if path.suffix == SUFFIX else None
-    if not path.is_dir() or (path / "config.json").exists():
+    if not path.is_dir() or any((path / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
         return None
     found = sorted(entry for entry in path.iterdir() if entry.suffix == SUFFIX)
     # The first part of a model in several files speaks for all.

@@ -51,11 +51,11 @@ def choose_files(names: Iterable[str], model: ModelId) -> list[str]:
 
 def is_complete(folder: Path) -> bool:
     """Whether a folder holds a whole model; a download that was interrupted has left out some of it."""
-    if (folder / "config.json").exists():
-        if (folder / INDEX_FILE).exists():
-            shards = set(map(str, read_json_object(folder / INDEX_FILE).object("weight_map").values.values()))
-            return all((folder / shard).exists() for shard in shards)
-        return (folder / SINGLE_FILE).exists()
+    if (folder / INDEX_FILE).exists():
+        shards = set(map(str, read_json_object(folder / INDEX_FILE).object("weight_map").values.values()))
+        return (folder / "config.json").exists() and all((folder / shard).exists() for shard in shards)
+    if (folder / SINGLE_FILE).exists():
+        return (folder / "config.json").exists()
     return any(folder.glob("*.gguf"))
 
 

@@ -63,9 +63,10 @@ def find_on_huggingface(model: ModelId, settings: HubSettings) -> Path:
     except UserError:
         raise
     except OSError as error:
-        if error.filename is None:  # of the network, not of a file
+        # The library's own errors of the network are OSErrors without a number.
+        if error.errno is None or isinstance(error, (ConnectionError, TimeoutError)):
             raise _unreachable(model, cache, f"{endpoint} cannot be reached: {_first_line(error)}") from error
-        raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
+        raise UserError(f"cannot write {error.filename or cache}: {error.strerror}") from error
     except Exception as error:  # The library's HTTP client, and so its errors, differ between its versions.
         raise _unreachable(model, cache, f"{endpoint} cannot be reached: {_first_line(error)}") from error
 

@@ -131,6 +131,12 @@ def _fetch(url: str, file: RemoteFile, folder: Path, model: ModelId, settings: H
         raise UserError(
             f"{file.name} of {model} broke off after {found:,} of {file.num_bytes:,} bytes; run again to go on"
         )
+    if found > file.num_bytes:
+        partial.unlink()
+        raise UserError(
+            f"{file.name} of {model} arrived damaged: it has {found:,} bytes, the hub says {file.num_bytes:,}; it was "
+            "removed, run again to fetch it again"
+        )
     check_sha256(partial, file.sha256, model)
     os.replace(partial, done)
 
