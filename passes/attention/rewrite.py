@@ -23,14 +23,14 @@ from passes.attention.layout import Layout, find_layout, lay_back, lay_out
 from passes.attention.lift import Lifting
 from passes.attention.recognize import Attention, NoMatch, find_products, recognize
 from passes.attention.scores import find_core, masked_axes, score_expression
-from passes.axes import Axes, View, look_through
+from passes.axes import View, look_through
 from passes.dce import dce
 from passes.graph import Graph, Op
 from passes.numerics import Numerics
 from passes.ops.attention import attention as attend
+from passes.replacement import live_without, make_replacement, replace
 from passes.result import PassResult, Remark
 from passes.rewrite import Rewrite
-from passes.splice import live_without, make_replacement, splice
 
 
 def attention(graph: Graph) -> PassResult:
@@ -92,7 +92,7 @@ def _rewrite_at(graph: Graph, op: Op) -> Rewrite:
         return _emit(found, layout, score, core, read, queries, keys, values, leaves, sinks)
 
     rewrite = make_replacement(graph, "attention", Numerics.REASSOCIATES, compute, operands, found.root)
-    splice(graph, rewrite, operands, found.root)
+    replace(graph, rewrite, operands, found.root)
     return rewrite
 
 
