@@ -24,6 +24,7 @@ from fastgpt_jax.artifact.loading import ON_MISMATCH, is_artifact
 from fastgpt_jax.artifact.manifest import read_manifest
 from fastgpt_jax.artifact.staging import Staging
 from fastgpt_jax.artifact.verify import verify_artifact
+from fastgpt_jax.checkpoint import LoadedModel
 from fastgpt_jax.cli.common import run, to_options
 from fastgpt_jax.cli.compile_report import entry_point_table, pass_table, plan_text, summary
 from fastgpt_jax.cli.devices import make_virtual_devices
@@ -242,10 +243,7 @@ def _parse_buckets(flag: str, text: str) -> tuple[int, ...]:
 
 def _derive(source: ModelSource, config: CompileConfig) -> Compiled:
     started = time.monotonic()
-    if source.params is None:
-        compiled = compile_model(source.model, config=config)
-    else:
-        compiled = compile_model(source.model, source.params, config=config, tokenizer=source.tokenizer)
+    compiled = compile_model(source.model, source.params, config=config, tokenizer=source.tokenizer)
     error = compiled.certificate.worst_error
     took = format_seconds(time.monotonic() - started)
     _say(f"traced, derived and certified in {took}; equal to the forward within {error:.1e} of the largest logit")
@@ -254,15 +252,15 @@ def _derive(source: ModelSource, config: CompileConfig) -> Compiled:
 
 def _build(compiled: Compiled, source: ModelSource, options: Options) -> BuildReport:
     """Writes the artifact; an interrupt or a full disk says what is kept."""
-    loaded = source.model if source.params is None else None
+    loaded = source.model if isinstance(source.model, LoadedModel) else None
     with BuildProgress() as progress, contextlib.redirect_stdout(sys.stderr):
         try:
             return build_artifact(
                 compiled,
                 Path(options.output),
                 name=model_name(options.model),
-                notes=getattr(loaded, "notes", None),
-                chat_template=getattr(loaded, "chat_template", None),
+                notes=loaded.notes if loaded else None,
+                chat_template=loaded.chat_template if loaded else None,
                 report=progress,
             )
         except KeyboardInterrupt:

@@ -45,6 +45,4 @@ def compile_for_prompts(
         max_num_seqs=max_num_seqs or min(num_prompts, MOST_TOGETHER),
         tensor_parallel_size=tensor_parallel_size,
     )
-    if source.params is None:
-        return compile_model(source.model, config=config)
     return compile_model(source.model, source.params, config=config, tokenizer=source.tokenizer)
