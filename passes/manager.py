@@ -1,4 +1,5 @@
-"""Runs a pipeline of passes over a graph: times them, counts what they did, verifies after each, dumps where asked.
+"""Runs a pipeline of passes over a graph: times them, counts what they did, verifies and validates after each, dumps
+where asked.
 
 The one idea: a pass is a function `Graph -> PassResult` that rewrites in place and knows none of this.
 """
@@ -8,12 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from passes.cost import Cost, graph_cost
+from passes.extract import clone
 from passes.graph import Graph
 from passes.printer import format_graph
 from passes.registry import Numerics, Pass
-from passes.result import PassResult
+from passes.result import PassResult, Remark
+from passes.rewrite import Rewrite, RewriteCounter
+from passes.validation import InvalidRewrite, Validation, Validator
 from passes.verify import MalformedGraph, verify
 
 
@@ -24,19 +29,30 @@ class PassOptions:
     Attributes:
       print_ir_after: `"all"`, `"changed"` (after passes that matched), the name of a pass, or None.
       stop_after: Name of the pass after whose first run the pipeline ends.
-      bisect_limit: Number of passes that are run, the rest are skipped: halving it finds the one that breaks a program.
+      bisect_limit: Number of rewrites that are made, the rest are skipped: halving it finds the one that breaks a
+        program. A pass that does not count its rewrites is one.
       is_verifying: Whether the graph is verified before the first and after every pass.
+      is_validating: Whether the rewrites that a pass reports are run against what they replaced.
+      on_invalid: What becomes of a pass with a rewrite that computes something else: `"error"` ends the compile,
+        `"skip"` puts back the graph as it was before the pass.
     """
 
     print_ir_after: str | None = None
     stop_after: str | None = None
     bisect_limit: int | None = None
     is_verifying: bool = True
+    is_validating: bool = True
+    on_invalid: Literal["error", "skip"] = "error"
 
 
 @dataclass(frozen=True)
 class PassStatistics:
-    """What one run of a pass did."""
+    """What one run of a pass did.
+
+    Attributes:
+      seconds: Of the pass itself; validating its rewrites is not in it.
+      validations: The verdict on each of `result.rewrites`.
+    """
 
     name: str
     numerics: Numerics
@@ -46,6 +62,7 @@ class PassStatistics:
     cost_before: Cost
     cost_after: Cost
     result: PassResult
+    validations: tuple[Validation, ...] = ()
 
     def __str__(self) -> str:
         return (
@@ -56,7 +73,9 @@ class PassStatistics:
 
 
 class PassManager:
-    """Runs one pipeline. Invariant: holds no state of a run, so that one manager serves many graphs and threads."""
+    """Runs one pipeline. Invariant: holds no state of a run, so that one manager serves many graphs and threads; of
+    rewrites it remembers the verdicts, so that each distinct one is validated once.
+    """
 
     def __init__(
         self,
@@ -73,6 +92,7 @@ class PassManager:
           ValueError: the options name a pass that the pipeline does not have.
         """
         self._pipeline, self._options, self._write = tuple(pipeline), options, write
+        self._validator = Validator()
         names = [entry.name for entry in self._pipeline]
         for option, name in [("print_ir_after", options.print_ir_after), ("stop_after", options.stop_after)]:
             if (
@@ -87,24 +107,55 @@ class PassManager:
 
         Raises:
           MalformedGraph: a pass broke the graph; the message names the pass.
+          InvalidRewrite: a rewrite computes something else, and nothing says to go on; the message names its rule.
         """
         self._verify(graph, "the reader")
-        statistics = []
+        statistics, counter = [], RewriteCounter(self._options.bisect_limit)
         ops, cost = graph.count(), graph_cost(graph)
-        for entry in self._pipeline[: self._options.bisect_limit]:
-            start = time.perf_counter()
-            result = entry.function(graph)
-            seconds = time.perf_counter() - start
-            self._verify(graph, f"pass {entry.name}")
+        for entry in self._pipeline:
+            if counter.is_exhausted:
+                break
+            result, validations, seconds = self._run_pass(entry, graph, counter)
             ops_after, cost_after = graph.count(), graph_cost(graph)
             statistics.append(
-                PassStatistics(entry.name, entry.numerics, seconds, ops, ops_after, cost, cost_after, result)
+                PassStatistics(
+                    entry.name, entry.numerics, seconds, ops, ops_after, cost, cost_after, result, validations
+                )
             )
             ops, cost = ops_after, cost_after
             self._dump(graph, entry, result)
             if entry.name == self._options.stop_after:
                 break
+        if self._options.bisect_limit is not None and counter.made:
+            self._write(f"bisect: {len(counter.made)} rewrites made, the last is {counter.made[-1]}")
         return tuple(statistics)
+
+    def _run_pass(
+        self, entry: Pass, graph: Graph, counter: RewriteCounter
+    ) -> tuple[PassResult, tuple[Validation, ...], float]:
+        """One pass, verified and validated; put back where that is what to do with an invalid one."""
+        saved = clone(graph) if self._options.on_invalid == "skip" and self._options.is_validating else None
+        start = time.perf_counter()
+        if entry.is_counted:
+            result = entry.function(graph, counter)
+        else:
+            counter.allows(entry.name)
+            result = entry.function(graph)
+        seconds = time.perf_counter() - start
+        self._verify(graph, f"pass {entry.name}")
+        if not self._options.is_validating:
+            return result, (), seconds
+        validations = tuple(map(self._validator.check, result.rewrites))
+        pairs = zip(result.rewrites, validations, strict=True)
+        invalid = next(((rewrite, found) for rewrite, found in pairs if found.status == "invalid"), None)
+        if invalid is None:
+            return result, validations, seconds
+        message = _describe(entry, *invalid)
+        if saved is None:
+            raise InvalidRewrite(f"{message}; on_invalid='skip' leaves the pass out")
+        _restore(graph, saved)
+        remark = Remark(f"left out: {message}", entry.name, invalid[0].source)
+        return PassResult(0, (*result.remarks, remark)), (), seconds
 
     def _verify(self, graph: Graph, culprit: str) -> None:
         if self._options.is_verifying:
@@ -117,3 +168,13 @@ class PassManager:
         wanted = self._options.print_ir_after
         if wanted in ("all", entry.name) or (wanted == "changed" and result.matched):
             self._write(format_graph(graph, f"after {entry.name}"))
+
+
+def _describe(entry: Pass, rewrite: Rewrite, found: Validation) -> str:
+    return f"rewrite {rewrite} of pass {entry.name} is invalid: {found.where}"
+
+
+def _restore(graph: Graph, saved: Graph) -> None:
+    """Makes a graph what it was when it was cloned; its inputs stay the values that they are."""
+    saved.replace(dict(zip(saved.inputs, graph.inputs, strict=True)))
+    graph.ops, graph.outputs = saved.ops, saved.outputs

@@ -20,13 +20,23 @@ from passes.graph import Graph, Op, Value
 from passes.ops import associative_scan
 
 _DTYPE_PARAMS = ("new_dtype", "preferred_element_type", "dtype")
+_SCATTERS = {
+    "scatter-add": lax.scatter_add,
+    "scatter-mul": lax.scatter_mul,
+    "scatter-min": lax.scatter_min,
+    "scatter-max": lax.scatter_max,
+}
 
 
 class Widening:
-    """Maps narrow float dtypes to a wide one; `Widening(None)` leaves everything as it is."""
+    """Maps narrow float dtypes to a wide one; `Widening(None)` leaves everything as it is.
 
-    def __init__(self, wide: Any | None):
-        self.wide = None if wide is None else jnp.dtype(wide)
+    Attributes:
+      is_expanding: Operations of ours and calls are replaced by what they stand for, whose own dtypes can be widened.
+    """
+
+    def __init__(self, wide: Any | None, *, is_expanding: bool = False):
+        self.wide, self.is_expanding = None if wide is None else jnp.dtype(wide), is_expanding
 
     def dtype(self, dtype: Any) -> Any:
         """The dtype that a value of `dtype` has in the replay."""
@@ -69,7 +79,21 @@ def apply_op(op: Op, operands: Sequence[Any], widening: Widening = SAME) -> list
         return associative_scan.run(lambda *x: combine(*consts, *x), elems, op.params["axes"], op.params["reverse"])
     if widening.wide is not None and op.name == "reduce_precision":
         return [operands[0]]
+    if widening.wide is not None and (scatter := _SCATTERS.get(op.name.replace("_", "-"))) is not None:
+        return [_scatter(scatter, op, operands)]
+    if widening.is_expanding and (meaning := compat.meaning_of(op.primitive)) is not None:
+        out = meaning(*operands, **op.params)
+        return list(out) if op.primitive.multiple_results else [out]
+    if widening.is_expanding and (called := compat.called_jaxpr(op)) is not None:
+        return compat.run_jaxpr(called, *operands)
     return compat.bind(op.primitive, operands, widening.params(op.params))
+
+
+def _scatter(scatter: Callable[..., Any], op: Op, operands: Sequence[Any]) -> Any:
+    """A scatter made anew: the function that combines two elements is a jaxpr of narrow dtypes in its parameters."""
+    p = op.params
+    flags = {key: p[key] for key in ("indices_are_sorted", "unique_indices", "mode")}
+    return scatter(*operands, p["dimension_numbers"], **flags)
 
 
 def _as_function(graph: Graph, widening: Widening) -> Callable[..., list[Any]]:

@@ -1,0 +1,19 @@
+"""Writes operations of ours, and calls that stayed whole, out as the JAX operations that they stand for.
+
+Widening needs it: what an operation of ours casts inside itself would stay narrow. Numerics: exact.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from passes.graph import Graph
+from passes.reader import read_jaxpr
+from passes.replay import Widening, abstract_args, evaluate
+
+_EXPANDING = Widening(None, is_expanding=True)
+
+
+def expand(graph: Graph) -> Graph:
+    """A graph of JAX's own operations alone, regions included, that computes the same."""
+    return read_jaxpr(jax.make_jaxpr(lambda *args: evaluate(graph, args, _EXPANDING))(*abstract_args(graph)))
