@@ -9,7 +9,7 @@ them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +30,15 @@ def apply(
     *,
     registry: Mapping[str, Pass] = PASSES,
     options: PassOptions = PassOptions(),
+    parameters: Sequence[int] = (0,),
 ) -> Callable[..., Any]:
     """Returns `fn` rewritten by a pipeline.
 
     Args:
       fn: A function of pytrees of arrays; it must not close over values that are being traced.
       pipeline: Names of passes separated by commas, in order.
+      parameters: Positions of the arguments that hold parameters, for passes that treat these apart; their leaves are
+        known by their paths in the argument.
 
     Returns: A function of the same signature and result.
 
@@ -53,7 +56,7 @@ def apply(
         program = programs.get(key)
         if program is None:
             abstract_args, abstract_kwargs = jax.tree.unflatten(tree, avals)
-            program = programs[key] = _rewrite(fn, manager, abstract_args, abstract_kwargs)
+            program = programs[key] = _rewrite(fn, manager, parameters, abstract_args, abstract_kwargs)
         outputs = zip(evaluate(program.graph, leaves), program.is_weak, strict=True)
         return jax.tree.unflatten(
             program.out_tree, [compat.with_weak_type(jnp.asarray(x), weak) for x, weak in outputs]
@@ -71,8 +74,26 @@ class _Program:
     out_tree: Any
 
 
-def _rewrite(fn: Callable[..., Any], manager: PassManager, args: Any, kwargs: Any) -> _Program:
+def _rewrite(
+    fn: Callable[..., Any], manager: PassManager, parameters: Sequence[int], args: Any, kwargs: Any
+) -> _Program:
     graph, out_tree = trace(lambda args, kwargs: fn(*args, **kwargs), args, kwargs, keep=compat.CUSTOM_DERIVATIVES)
+    name_parameters(graph, args, parameters)
     is_weak = tuple(getattr(value.aval, "weak_type", False) for value in graph.outputs)
     manager.run(graph)
     return _Program(graph, is_weak, out_tree)
+
+
+def name_parameters(graph: Graph, args: Sequence[Any], parameters: Sequence[int]) -> None:
+    """Gives the inputs of a traced `fn(*args, ...)` that are leaves of its parameters their paths."""
+    inputs = iter(graph.inputs)
+    for number, arg in enumerate(args):
+        for path, value in zip(leaf_paths(arg), inputs, strict=False):
+            value.path = path if number in parameters else None
+
+
+def leaf_paths(tree: Any) -> list[str]:
+    """The name of each leaf, such as `layers.0.attention.query.kernel`."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]

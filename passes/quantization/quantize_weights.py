@@ -1,0 +1,386 @@
+"""Stores weights quantized: products become `quantized_dot`, look-ups of rows take quantized rows and dequantize those.
+
+Matches: `dot_general` in any layout with one operand that parameters alone determine, and `gather` of whole rows of
+such a table, behind transposes, reshapes and casts, in the program and in the bodies of `scan`, whose weights are then
+quantized in a stack. A weight that is read twice (a tied table) is stored once. Does not match: products of two
+activations; integers; weights that a random generator makes; what would not be smaller; a weight that is also read as it
+is, whose float copy would have to stay; bodies of `while` and `cond`. Must run after: `simplify`, and whatever merges or
+moves weights. Numerics: approximate. The budget is the scheme's `rounding_error`: no weight moves further than this share
+of the largest in its group, and no activation further than that share of the largest of its token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jax import lax
+
+from passes import compat
+from passes.dce import dce
+from passes.graph import Graph, Op, Value
+from passes.ops.dequantize import dequantize
+from passes.ops.quantized_dot import quantized_dot
+from passes.ops.stored import stored
+from passes.quantization import schemes
+from passes.quantization.packing import XLA, Packing
+from passes.quantization.rules import Rules, find_rule
+from passes.quantization.schemes import Scheme
+from passes.quantization.scopes import Scope
+from passes.quantization.sites import Site, find_sites
+from passes.quantization.views import Canonical, Factor, Part, in_root_order
+from passes.regions import Role, Slot, set_slots, slots
+from passes.result import PassResult, Remark
+from passes.splice import Splicer
+
+MIN_CONTRACTED = 16
+"""Weights a channel, at least: below, scales and the rounding of activations cost more than is saved."""
+
+
+def quantize_weights(graph: Graph, rules: Rules, *, packing: Packing = XLA, is_trainable: bool = False) -> PassResult:
+    """Rewrites in place; a remark for every weight that stays as it is.
+
+    Args:
+      graph: Parameters are its inputs with a path.
+      packing: How quantized weights are stored.
+      is_trainable: Keeps the float weights as an operand, so that gradients reach them (straight-through).
+    """
+    plans, remarks = _plan(find_sites(graph), rules)
+    if plans:
+        _Rewrite(packing, is_trainable).run(plans)
+        dce(graph)
+    return PassResult(len(plans), tuple(remarks))
+
+
+def decided_sites(graph: Graph, rules: Rules) -> list[tuple[str, str]]:
+    """Path and kind of each weight that rules can decide about."""
+    return [(path, site.kind) for site in find_sites(graph) if site.obstacle is None for path in site.paths]
+
+
+# ------------------------------------------------------------------------------------------------- what to quantize
+@dataclass(frozen=True)
+class _Plan:
+    site: Site
+    scheme: Scheme
+    canonical: Canonical
+
+    @property
+    def key(self) -> tuple[Value, Canonical, Scheme]:
+        """Plans of one key share what is stored."""
+        return self.site.view.root, self.canonical, self.scheme.of_weights
+
+
+@dataclass(frozen=True)
+class _Declined:
+    """A site that stays; `is_wanted` where a rule says that its weight shall be a float."""
+
+    site: Site
+    reason: str
+    is_wanted: bool = False
+
+
+def _plan(sites: Sequence[Site], rules: Rules) -> tuple[list[_Plan], list[Remark]]:
+    decided = [_decide(site, rules) for site in sites]
+    declined = [d for d in decided if isinstance(d, _Declined)]
+    plans = [d for d in decided if isinstance(d, _Plan)]
+    kept_wanted = {id(d.site.op) for d in declined if d.is_wanted}
+    while escaped := [d for plan in plans if (d := _escape(plan.site, plans, kept_wanted)) is not None]:
+        declined += escaped
+        gone = {id(d.site) for d in escaped}
+        plans = [plan for plan in plans if id(plan.site) not in gone]
+    return plans, [Remark.at(d.site.op, f"{_name(d.site)} is not quantized: {d.reason}") for d in declined]
+
+
+def _name(site: Site) -> str:
+    return ", ".join(site.paths) or "a constant"
+
+
+def _decide(site: Site, rules: Rules) -> _Plan | _Declined:
+    if site.obstacle is not None:
+        return _Declined(site, site.obstacle)
+    found = [find_rule(rules, path, site.kind) for path in site.paths]
+    wanted = {None if rule is None else rule.scheme for rule in found}
+    if len(wanted) > 1:
+        return _Declined(site, "the rules differ for the parameters that it is made of")
+    (scheme,) = wanted
+    if scheme is None:
+        reason = "no rule is about it" if found[0] is None else f"rule {found[0]} says so"
+        return _Declined(site, reason, is_wanted=True)
+    canonical = site.canonical()
+    num_channels, size = math.prod(canonical.shape[:-1]), canonical.shape[-1]
+    if size < MIN_CONTRACTED:
+        return _Declined(site, f"it is too small, with {size} weights a channel")
+    nbytes, before = scheme.nbytes(num_channels, size), num_channels * size * site.weight.dtype.itemsize
+    if nbytes >= before:
+        return _Declined(site, f"it is too small, {nbytes} bytes with scales and {before} without")
+    return _Plan(site, scheme, canonical)
+
+
+def _escape(site: Site, plans: Sequence[_Plan], kept_wanted: set[int]) -> _Declined | None:
+    """A reader that needs the weight as it is, so that it would be stored twice; one that a rule wants is none."""
+    planned = {(id(plan.site.op), plan.site.operand) for plan in plans}
+    root = site.view.root
+
+    def readers(scope: Scope, value: Value) -> str | None:
+        if value in scope.graph.outputs:
+            return "its weight is a result too" if scope.owner is None else f"a `{scope.owner.name}` hands it on"
+        for op in scope.graph.ops:
+            for i, operand in enumerate(op.operands):
+                if operand is not value or (id(op), i) in planned or id(op) in kept_wanted:
+                    continue
+                reason = of_op(scope, op, value)
+                if reason is not None:
+                    return reason
+        return None
+
+    def of_op(scope: Scope, op: Op, value: Value) -> str | None:
+        inner = list(scope.inner(op))
+        if all(scope.is_static(v) for v in op.operands):
+            larger = [result for result in op.results if result.size >= root.size]
+            return next((reason for result in larger if (reason := readers(scope, result)) is not None), None)
+        for body in inner:
+            for inside, slot in (body.slots or {}).items():
+                if slot.operand is value:
+                    reason = readers(body, inside) if inside in body.static else f"a `{op.name}` changes it"
+                    if reason is not None:
+                        return reason
+        return None if inner else f"`{op.name}` at {op.source.short} reads it as it is"
+
+    reason = readers(site.view.scope, root)
+    return None if reason is None else _Declined(site, reason)
+
+
+# ------------------------------------------------------------------------------------------------------ the rewriting
+@dataclass(frozen=True)
+class _Kept:
+    """What is stored of a weight, as values of one scope; `origin` is the float weight where gradients shall reach it."""
+
+    qvalue: Value
+    scale: Value
+    origin: Value | None
+
+    @property
+    def values(self) -> list[Value]:
+        return [self.qvalue, self.scale] + ([] if self.origin is None else [self.origin])
+
+
+class _Rewrite:
+    """One run of the pass."""
+
+    def __init__(self, packing: Packing, is_trainable: bool):
+        self._packing, self._is_trainable = packing, is_trainable
+        self._splicer = Splicer()
+        self._kept: dict[Any, _Kept] = {}
+        self._behind: dict[tuple[int, int | None], list[Op]] = {}  # new operations behind an old one, by scope
+        self._instead: dict[int, tuple[list[Op], Value]] = {}
+        self._imported: dict[tuple[int, Value], Value] = {}
+
+    def run(self, plans: Sequence[_Plan]) -> None:
+        graphs: dict[int, Graph] = {}
+        for plan in plans:
+            kept = self._bring_in(plan, self._store(plan))
+            fn, operands = (_dot_of if plan.site.kind == "dot" else _rows_of)(plan, self._packing)
+            ops, (result,) = self._splicer.splice(
+                _function_key(plan), fn, [*operands, *kept.values], plan.site.op.source
+            )
+            self._instead[id(plan.site.op)] = ops, result
+            for scope in (plan.site.scope, plan.site.view.scope):
+                graphs[id(scope.graph)] = scope.graph
+        for graph in graphs.values():
+            self._rebuild(graph)
+
+    def _store(self, plan: _Plan) -> _Kept:
+        """Quantizes the weight where it is defined."""
+        if plan.key not in self._kept:
+            root, scope, scheme = plan.site.view.root, plan.site.view.scope, plan.scheme
+
+            def fn(root: Any) -> list[Any]:
+                weight = plan.canonical(root)
+                qvalue, scale = schemes.quantize(weight, scheme)
+                out = [stored(self._packing.pack(qvalue, scheme)), stored(scale)]
+                return out + ([weight] if self._is_trainable else [])
+
+            key = ("store", plan.canonical, scheme.of_weights)
+            ops, values = self._splicer.splice(key, fn, [root], root.source)
+            place = (id(scope.graph), None if root.op is None else id(root.op))
+            self._behind.setdefault(place, []).extend(ops)
+            self._kept[plan.key] = _Kept(values[0], values[1], values[2] if self._is_trainable else None)
+        return self._kept[plan.key]
+
+    def _bring_in(self, plan: _Plan, kept: _Kept) -> _Kept:
+        """What is stored, as values of the body that the site stands in."""
+        values = kept.values
+        for scope, is_scanned in plan.site.view.path:
+            values = [self._import(scope, value, is_scanned) for value in values]
+        return _Kept(values[0], values[1], values[2] if self._is_trainable else None)
+
+    def _import(self, scope: Scope, value: Value, is_scanned: bool) -> Value:
+        key = (id(scope.graph), value)
+        if key not in self._imported and scope.owner is not None:
+            shape = value.shape[1:] if is_scanned else value.shape
+            inside = Value(compat.shaped(shape, value.dtype))
+            role = Role.SCANNED if is_scanned else Role.CONST
+            new = Slot(value, role, ((scope.graph, inside),))
+            found = [*slots(scope.owner), new]
+            order = [Role.CONST, Role.CARRY, Role.SCANNED]
+            set_slots(scope.owner, sorted(found, key=lambda slot: order.index(slot.role)))
+            self._imported[key] = inside
+        return self._imported[key]
+
+    def _rebuild(self, graph: Graph) -> None:
+        ops = list(self._behind.get((id(graph), None), []))
+        replacements: dict[Value, Value] = {}
+        for op in graph.ops:
+            new_ops, result = self._instead.get(id(op), ([op], None))
+            ops += new_ops
+            if result is not None:
+                replacements[op.result] = result
+            ops += self._behind.get((id(graph), id(op)), [])
+        graph.ops = ops
+        graph.replace(replacements)
+
+
+def _function_key(plan: _Plan) -> Any:
+    """Equal for sites that are rewritten to the same operations, but for the shapes of their operands."""
+    op, view = plan.site.op, plan.site.view
+    number = {factor: i for i, factor in enumerate(f for factors in view.dims for f in factors)}
+    operand = tuple(tuple((number[f], f.size) for f in factors) for factors in view.operand_dims)
+    root = tuple(tuple((f.part, f.size) for f in factors) for factors in view.dims)
+    params = tuple(sorted(((k, v) for k, v in op.params.items() if k not in ("out_sharding",)), key=lambda i: i[0]))
+    return plan.site.kind, plan.site.operand, plan.scheme, plan.canonical, operand, root, params, op.result.dtype
+
+
+Rewritten = tuple[Callable[..., Any], list[Value]]
+
+
+def _dot_of(plan: _Plan, packing: Packing) -> Rewritten:
+    """The product as a function of its activations and what is stored of its weight."""
+    site, op = plan.site, plan.site.op
+    contracted, batch = op.params["dimension_numbers"]
+    of_weight, of_x = contracted[site.operand], contracted[1 - site.operand]
+    x_batch = batch[1 - site.operand]
+    x = op.operands[1 - site.operand]
+    view = site.view
+    free_dims = [d for d in range(site.weight.aval.ndim) if d not in of_weight and d not in batch[site.operand]]
+    x_free = [d for d in range(x.aval.ndim) if d not in of_x and d not in x_batch]
+    to_rows = _x_to_rows(x, view.operand_dims, in_root_order(view, Part.CONTRACTED), of_weight, of_x, x_batch, x_free)
+    to_result = _channels_to_result(
+        op.result.shape,
+        len(x_batch),
+        len(x_free),
+        in_root_order(view, Part.FREE),
+        [view.operand_dims[d] for d in free_dims],
+        is_weight_first=site.operand == 0,
+    )
+    dtype, precision, scheme = op.result.dtype, op.params["precision"], plan.scheme
+
+    def fn(x: Any, *stored_weight: Any) -> Any:
+        out = quantized_dot(
+            to_rows(x),
+            *stored_weight,
+            scheme=scheme,
+            packing=packing,
+            num_batch=len(x_batch),
+            precision=precision,
+            preferred_element_type=dtype,
+        )
+        return to_result(out)
+
+    return fn, [x]
+
+
+def _x_to_rows(
+    x: Value,
+    operand_dims: Sequence[Sequence[Factor]],
+    wanted: Sequence[Factor],
+    of_weight: Sequence[int],
+    of_x: Sequence[int],
+    x_batch: Sequence[int],
+    x_free: Sequence[int],
+) -> Callable[[Any], Any]:
+    """`[*batch, *free, K]` of the activations, K in the order of the stored weight."""
+    split: list[int] = []
+    place: dict[Any, int] = {}
+    for d, size in enumerate(x.shape):
+        if d in of_x:
+            for factor in operand_dims[of_weight[list(of_x).index(d)]]:
+                place[factor] = len(split)
+                split.append(factor.size)
+        else:
+            place[d] = len(split)
+            split.append(size)
+    order = [place[d] for d in (*x_batch, *x_free)] + [place[factor] for factor in wanted]
+    shape = (*(x.shape[d] for d in (*x_batch, *x_free)), math.prod(f.size for f in wanted))
+
+    def to_rows(x: Any) -> Any:
+        return _permuted(x, split, order, shape)
+
+    return to_rows
+
+
+def _channels_to_result(
+    shape: Sequence[int],
+    num_batch: int,
+    num_free: int,
+    found: Sequence[Factor],
+    wanted: Sequence[Sequence[Factor]],
+    *,
+    is_weight_first: bool,
+) -> Callable[[Any], Any]:
+    """From `[*batch, *free, O]` to the result of the product, whose channels are dimensions of the weight."""
+    before = num_batch + num_free
+    channels = [before + list(found).index(factor) for factors in wanted for factor in factors]
+    leading, free = list(range(num_batch)), list(range(num_batch, before))
+    order = leading + (channels + free if is_weight_first else free + channels)
+
+    def to_result(out: Any) -> Any:
+        return _permuted(out, [*out.shape[:before], *(f.size for f in found)], order, shape)
+
+    return to_result
+
+
+def _permuted(x: Any, split: Sequence[int], order: Sequence[int], shape: Sequence[int]) -> Any:
+    """Reshape, transpose, reshape; none of them where nothing changes."""
+    x = x if tuple(split) == x.shape else x.reshape(tuple(split))
+    x = x if list(order) == sorted(order) else lax.transpose(x, tuple(order))
+    return x if tuple(shape) == x.shape else x.reshape(tuple(shape))
+
+
+def _rows_of(plan: _Plan, packing: Packing) -> Rewritten:
+    """The look-up as a function of its indices and what is stored of its table."""
+    op, view, scheme = plan.site.op, plan.site.view, plan.scheme
+    numbers, params = op.params["dimension_numbers"], op.params
+    (axis,) = numbers.start_index_map
+    dims = [view.operand_dims[d] for d in range(op.operands[0].aval.ndim) if d != axis]
+    found = in_root_order(view, Part.CONTRACTED)
+    num_batch = op.result.aval.ndim - len(numbers.offset_dims)
+    size, dtype, result_shape = plan.canonical.shape[-1], op.result.dtype, op.result.shape
+    inner_shape = [math.prod(f.size for f in factors) for factors in dims]
+
+    def rows(table: Any, indices: Any, fill_value: Any) -> Any:
+        return lax.gather(
+            table,
+            indices,
+            lax.GatherDimensionNumbers(offset_dims=(num_batch,), collapsed_slice_dims=(0,), start_index_map=(0,)),
+            (1, table.shape[1]),
+            unique_indices=params["unique_indices"],
+            indices_are_sorted=params["indices_are_sorted"],
+            mode=params["mode"],
+            fill_value=fill_value,
+        )
+
+    def fn(indices: Any, qvalue: Any, scale: Any, *origin: Any) -> Any:
+        # Rows outside the table are finite numbers times the fill value, NaN or 0, which is that value again.
+        fill = params["fill_value"]
+        taken = [rows(qvalue, indices, 0), rows(scale, indices, fill), *(rows(w, indices, fill) for w in origin)]
+        out = dequantize(*taken, scheme=scheme, packing=packing, size=size, dtype=dtype)
+        order = [*range(num_batch), *(num_batch + found.index(f) for factors in dims for f in factors)]
+        batch = out.shape[:num_batch]
+        out = _permuted(out, [*batch, *(f.size for f in found)], order, (*batch, *inner_shape))
+        rest = [d for d in range(len(result_shape)) if d not in numbers.offset_dims]
+        at = {d: i for i, d in enumerate([*rest, *numbers.offset_dims])}
+        return _permuted(out, out.shape, [at[d] for d in range(len(result_shape))], result_shape)
+
+    return fn, [op.operands[1]]
