@@ -33,10 +33,20 @@ SLOW = (
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_tokens_from_the_caches_are_those_of_the_whole_forward(name, tmp_path):
+    assert_served_exactly(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["phi3", "gemma3", "bloom_six_heads", "gpt2"])
+def test_families_with_fused_tensors_and_norms_on_heads_divide_among_devices(name, tmp_path):
+    assert_served_exactly(name, tmp_path, tensor_parallel_size=2)
+
+
+def assert_served_exactly(name, folder, **options):
     path = golden_path(name)
-    loaded = load_golden(path, tmp_path)
+    loaded = load_golden(path, folder)
     prompt = np.load(path)["tokens"][0, :PROMPT_LEN].tolist()
-    config = fastgpt_jax.CompileConfig(max_model_len=LENGTH, max_num_seqs=1, prefill_buckets=(8,))
+    config = fastgpt_jax.CompileConfig(max_model_len=LENGTH, max_num_seqs=1, prefill_buckets=(8,), **options)
     llm = fastgpt_jax.LLM(fastgpt_jax.compile(loaded, config=config))
     sampling = fastgpt_jax.SamplingParams(temperature=0, max_tokens=LENGTH - PROMPT_LEN, ignore_eos=True)
     (request,) = llm.generate(prompt_token_ids=[prompt], sampling_params=sampling, use_tqdm=False)
