@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 
 class RMSNorm(nnx.Module):
-    """`x / sqrt(mean(x^2) + eps) * (offset + weight)` (arXiv:1910.07467); Gemma keeps its weights around 0, offset 1."""
+    """`x / sqrt(mean(x^2) + eps) * (offset + weight)` (arXiv:1910.07467); Gemma keeps weights around 0, offset 1."""
 
     def __init__(self, width: int, eps: float, *, offset: float = 0.0, dtype: jnp.dtype):
         self.weight = nnx.Param(jnp.full(width, 1.0 - offset, dtype))
