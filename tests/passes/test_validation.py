@@ -96,7 +96,7 @@ def test_the_reference_is_float64_whatever_the_dtypes(dtype):
     assert {out.dtype for out in (small, product, ours)} == {np.dtype(np.float64)}
     np.testing.assert_allclose(small, 1e-9, rtol=1e-6)
     np.testing.assert_allclose(product, x @ x, rtol=1e-13)
-    np.testing.assert_allclose(ours, 1e-5, rtol=1e-9)
+    np.testing.assert_allclose(ours, np.float64(np.float32(1e-5)), rtol=1e-9)
     assert jnp.ones(1).dtype == jnp.float32
 
 
