@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from absl import flags
 
@@ -76,7 +77,14 @@ def make_flags() -> flags.FlagValues:
     text("passes", default.pipeline, f"Passes in order, of {','.join(PASSES)}.", flag_values=values)
     text("print_ir_after", None, "Show the program after a pass: all, changed or its name.", flag_values=values)
     text("stop_after", None, "Last pass that is run.", flag_values=values)
-    integer("bisect_limit", None, "Passes that are run, the rest is skipped.", lower_bound=0, flag_values=values)
+    integer("bisect_limit", None, "Rewrites that are made, the rest is skipped.", lower_bound=0, flag_values=values)
+    flags.DEFINE_enum(
+        "on_invalid",
+        default.pass_options.on_invalid,
+        ["error", "skip"],
+        "What to do when a rewrite computes something else than what it replaced: end, or leave its pass out.",
+        flag_values=values,
+    )
     integer("tensor_parallel_size", 1, "Devices that share every layer.", lower_bound=1, flag_values=values)
     flags.DEFINE_enum(
         "verify",
@@ -117,6 +125,7 @@ class Options:
     print_ir_after: str | None
     stop_after: str | None
     bisect_limit: int | None
+    on_invalid: Literal["error", "skip"]
     tensor_parallel_size: int
     verify: str
     on_mismatch: str
@@ -157,7 +166,9 @@ def execute(options: Options) -> None:
 
 def make_config(options: Options) -> CompileConfig:
     """What the flags ask for; a UserError names the flag that asks for what there is not."""
-    pass_options = PassOptions(options.print_ir_after, options.stop_after, options.bisect_limit)
+    pass_options = PassOptions(
+        options.print_ir_after, options.stop_after, options.bisect_limit, on_invalid=options.on_invalid
+    )
     try:
         PassManager(parse_pipeline(options.passes), pass_options)
     except ValueError as error:

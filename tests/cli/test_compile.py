@@ -203,6 +203,7 @@ def test_the_artifact_of_another_model_is_not_replaced_unasked(folder, capsys):
         (("--decode_buckets", "2"), "--decode_buckets must be at most --max_num_seqs=1, got 2"),
         (("--max_num_seqs", "0"), "--max_num_seqs=0"),
         (("--bisect_limit", "-1"), "--bisect_limit=-1"),
+        (("--on_invalid", "ignore"), "--on_invalid=ignore"),
         (("--verify", "some"), "<auto|full|fast|none>"),
         (("--traffic", "/nowhere.json"), "cannot read /nowhere.json"),
         (("--output", "/dev/null"), "/dev/null is a file"),
