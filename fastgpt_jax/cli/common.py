@@ -21,11 +21,9 @@ from typing import TypeVar
 
 from absl import flags
 
+from fastgpt_jax.cli.exit_codes import EXIT_BROKEN_PIPE, EXIT_INTERRUPT, EXIT_USER_ERROR
 from fastgpt_jax.errors import UserError
 
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPT = 130
-EXIT_BROKEN_PIPE = 141
 MAX_HELP_COLUMN = 24
 
 Options = TypeVar("Options")

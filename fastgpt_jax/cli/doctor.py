@@ -16,7 +16,8 @@ from typing import Any
 
 from absl import flags
 
-from fastgpt_jax.cli.common import EXIT_USER_ERROR, run, to_options
+from fastgpt_jax.cli.common import run, to_options
+from fastgpt_jax.cli.exit_codes import EXIT_USER_ERROR
 from fastgpt_jax.cli.findings import ArtifactCheck, Findings
 from fastgpt_jax.cli.machine import Machine, read_machine
 from fastgpt_jax.cli.packages import OPTIONAL, REQUIRED, Probed, probe_all, version_of

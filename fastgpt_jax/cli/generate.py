@@ -22,8 +22,9 @@ from absl import flags
 
 from fastgpt_jax.artifact.loading import ON_MISMATCH, is_artifact
 from fastgpt_jax.artifact.verify import LEVELS
-from fastgpt_jax.cli.common import EXIT_USER_ERROR, run, to_options
+from fastgpt_jax.cli.common import run, to_options
 from fastgpt_jax.cli.devices import count_mesh_devices, make_virtual_devices
+from fastgpt_jax.cli.exit_codes import EXIT_USER_ERROR
 from fastgpt_jax.cli.tables import format_seconds
 from fastgpt_jax.engine.llm import LLM
 from fastgpt_jax.engine.outputs import CompletionOutput, RequestOutput

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from fastgpt_jax.cli.common import EXIT_INTERRUPT, EXIT_USER_ERROR
+from fastgpt_jax.cli.exit_codes import EXIT_INTERRUPT, EXIT_USER_ERROR
 
 TOOLS: Mapping[str, str] = MappingProxyType(
     {
