@@ -11,10 +11,11 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -146,6 +147,26 @@ def _library_prefixes() -> tuple[str, ...]:
     return tuple(sorted(site)) + ("<",)
 
 
+def source_scope(frames: Sequence[tuple[str, int]]) -> AbstractContextManager[None]:
+    """Within the block, operations traced from code of ours count as made by these frames of the user's.
+
+    A name scope carries them: it is the one part of an equation's source that a caller may set.
+    """
+    if not frames:
+        return nullcontext()
+    return jax.named_scope("frames<" + "|".join(f"{file}:{line}" for file, line in frames[:_MAX_SCOPED_FRAMES]) + ">")
+
+
+_MAX_SCOPED_FRAMES = 4
+_SCOPE = re.compile(r"frames<([^<>]*)>")
+
+
+def _scoped_frames(source_info: Any) -> list[tuple[str, int]]:
+    found = _SCOPE.findall(str(getattr(source_info, "name_stack", "")))
+    pairs = [frame.rpartition(":") for frame in found[-1].split("|")] if found else []
+    return [(file, int(line)) for file, _, line in pairs]
+
+
 def user_frames(source_info: Any) -> list[tuple[str, int]]:
     """Frames of the user's code that made an equation, innermost first, as (file, line).
 
@@ -153,7 +174,8 @@ def user_frames(source_info: Any) -> list[tuple[str, int]]:
     model that is itself installed keeps its frames (only the known libraries are skipped then).
     """
     found = getattr(source_info, "traceback", None)
-    return [] if found is None else _of_the_user([(f.file_name, f.line_num) for f in found.frames])
+    frames = [] if found is None else _of_the_user([(f.file_name, f.line_num) for f in found.frames])
+    return frames or _scoped_frames(source_info)
 
 
 def error_frames(error: BaseException) -> list[tuple[str, int]]:

@@ -205,7 +205,8 @@ def run_frame(
                 loops[node.loop] = run_loop(ctx, node.loop, made)
             made[demand] = loops[node.loop][_loop_key(node.loop, demand)]
         elif node.emit is not None:
-            made[demand] = node.emit(ctx, [made[d] for d in node.operands])
+            with compat.source_scope(demand.value.source.frames):
+                made[demand] = node.emit(ctx, [made[d] for d in node.operands])
             _check_shape(ctx, demand, made[demand])
     return [made[d] for d in outputs]
 
