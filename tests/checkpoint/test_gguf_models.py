@@ -80,6 +80,7 @@ def test_a_folder_that_holds_one_file_is_that_file(folder, tmp_path):
     assert_refused(tmp_path / "g", "2 GGUF files (a.gguf, b.gguf)", "name one")
     (folder / "a.gguf").write_bytes(b"")
     assert load_model(folder).name == "hf"
+    assert_refused(folder / "b.gguf", "no such file", "b.gguf")
 
 
 def test_a_model_in_parts_is_read_from_its_first(folder, tmp_path):

@@ -70,10 +70,12 @@ def find_gguf(path: Path) -> Path | None:
     """The GGUF file that this path means: itself, or the only one in a folder without safetensors; else None.
 
     Raises:
-      UserError: The folder holds several.
+      UserError: The folder holds several, or a file of that kind is named that is not there.
     """
     if path.is_file():
         return path if path.suffix == SUFFIX else None
+    if path.suffix == SUFFIX and not path.exists():
+        raise UserError(f"no such file: {path}")
     if not path.is_dir() or any((path / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
         return None
     found = sorted(entry for entry in path.iterdir() if entry.suffix == SUFFIX)
