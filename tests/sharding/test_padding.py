@@ -50,7 +50,11 @@ def check_equal(loaded, padded):
     ("module", "config"),
     [
         (Llama, UNEVEN),
-        (Llama, dataclasses.replace(UNEVEN, mlp_bias=True, hidden_act="gelu", tie_word_embeddings=True)),
+        pytest.param(
+            Llama,
+            dataclasses.replace(UNEVEN, mlp_bias=True, hidden_act="gelu", tie_word_embeddings=True),
+            marks=pytest.mark.slow,
+        ),
         (GPT2, GPT2_CONFIG),
     ],
 )

@@ -8,7 +8,9 @@ from sharding import DivisibilityError, count_collectives
 from tests.sharding.placed_llama import CONFIG, RULES, compile_on, make_forward
 
 
-@pytest.mark.parametrize("num_devices", [2, pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize(
+    "num_devices", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8]
+)
 def test_one_device_equals_many(num_devices):
     compiled, params, tokens = compile_on(1)
     assert not count_collectives(compiled)
