@@ -48,7 +48,7 @@ def probed(monkeypatch):
 
 def test_a_package_that_kills_its_process_is_the_only_one_that_is_lost(modules):
     modules(
-        fine="print('noise')",
+        fine="print('{}', flush=True)",  # on a line of its own, as a probe's result would be
         deadly="import os\nos.abort()",
         leaving="raise SystemExit(3)",
         wrong="import no_such_module_at_all",
@@ -119,7 +119,12 @@ def write_machine(root, cgroup, **files):
 
 
 def test_the_limit_of_a_container_is_the_least_of_its_groups(tmp_path):
-    files = {"a__memory-max": "4096\n", "a__b__memory-max": "max\n", "a__cpu-max": "50000 100000\n"}
+    files = {
+        "memory-max": "9999\n",
+        "a__memory-max": "4096\n",
+        "a__b__memory-max": "max\n",
+        "a__cpu-max": "50000 100000\n",
+    }
     write_machine(tmp_path, "0::/a/b\n", **files)
     found = read_machine(tmp_path)
     assert found.memory_limit_bytes == 4096 and found.usable_cores == 0.5
@@ -137,6 +142,11 @@ def test_the_older_control_groups_are_read_too(tmp_path):
     write_machine(tmp_path, "4:memory:/x\n3:cpu,cpuacct:/x\n0::/\n", **files)
     found = read_machine(tmp_path)
     assert found.memory_limit_bytes == 8192 and found.usable_cores == 0.25
+
+
+def test_a_group_without_a_limit_sets_none(tmp_path):
+    write_machine(tmp_path, "4:memory:/\n", **{"memory__memory-limit_in_bytes": str(2**63 - 4096)})
+    assert read_machine(tmp_path).memory_limit_bytes is None
 
 
 def test_a_machine_that_tells_nothing_is_no_failure(tmp_path, probed, monkeypatch, capsys):

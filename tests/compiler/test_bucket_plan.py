@@ -95,6 +95,12 @@ def rows_computed(weights, sizes):
     return sum(weight * computed_rows(number, sizes) for number, weight in weights.items())
 
 
+def test_a_prefill_of_one_token_is_a_decode_step_and_has_its_entry_points():
+    plan = plan_buckets(64, 6, 4, 1, chunk_lens=[1, 8], decode_rows=[3])
+    assert plan.buckets.decode == (1, 3, 6) and plan.buckets.prefill_rows(1) == (1,)  # 4 rows would have no decode step
+    assert EntryPointKey(1, 1, "greedy", False) in set(plan.buckets.keys())
+
+
 def test_what_is_chosen_without_traffic():
     plan = plan_buckets(600, 6, 1024, 1)
     assert plan.buckets.prefill == ((16, 1), (16, 6), (64, 1), (64, 6), (256, 1), (256, 4))
