@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import jax.numpy as jnp
 
 from passes.attention.expression import Role
 from passes.attention.lift import Roles
 from passes.attention.recognize import Attention, NoMatch, Product
-from passes.axes import Axes, Axis, Dims, View, size_of
+from passes.axes import Axes, Axis, View, size_of
 
 
 @dataclass(frozen=True)
@@ -91,31 +88,3 @@ def _queries(free: Sequence[Axis], masked: Sequence[Axis], num_keys: int) -> tup
         return (known[0],)
     alike = [a for a in known if a.size == num_keys]
     return (alike[0] if alike else max(known, key=lambda a: a.size),)
-
-
-def lay_out(x: Any, dims: Dims, axes: Axes, wanted: Sequence[Sequence[Axis]], *, is_full: bool = True) -> Any:
-    """An array with one dimension for each wanted product of axes.
-
-    Args:
-      x: Array or tracer whose dimensions have the axes `dims`.
-      is_full: Whether axes that it lacks are broadcast; else a product of which it has none is a dimension of size 1.
-    """
-    held = axes.flat(dims)
-    x = jnp.reshape(x, [axis.size for axis in held])
-    order = [axis for group in wanted for axis in group]
-    x = jnp.transpose(x, [held.index(axis) for axis in order if axis in held])
-    x = jnp.reshape(x, [axis.size if axis in held else 1 for axis in order])
-    wide, flat = [], []
-    for group in wanted:
-        has_any = is_full or any(axis in held for axis in group)
-        wide += [axis.size if has_any else 1 for axis in group]
-        flat.append(size_of(group) if has_any else 1)
-    return jnp.reshape(jnp.broadcast_to(x, wide), flat)
-
-
-def lay_back(x: Any, axes: Axes, held: Sequence[Axis], dims: Dims, shape: Sequence[int]) -> Any:
-    """An array with the axes `held`, flat, in the layout `dims` of a value of this shape."""
-    order = axes.flat(dims)
-    x = jnp.reshape(x, [axis.size for axis in held])
-    x = jnp.transpose(x, [held.index(axis) for axis in order])
-    return jnp.reshape(x, shape)

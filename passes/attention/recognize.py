@@ -273,19 +273,37 @@ class _Search:
         base = 1.0 if op.name == "exp" else 1.0 / _LOG2_E
         exponent = self.look(operand_views(op, view.dims)[0])
         shift: View | None = None
-        while (sub := exponent.value.op) is not None and sub.name == "sub":
-            left, right = operand_views(sub, exponent.dims)
+        while (difference := self._difference(exponent)) is not None:
+            left, right, ops = difference
             right = self.look(right)
             if _varies(self.axes, right, summed):
                 break
             whole = self._log_sum(right, View(exponent.value, exponent.dims), self.look(left), summed)
-            self.inside.add(sub)
+            self.inside.update(ops)
             if whole is not None:
                 exponential, inner_shift, score = whole
                 return _Softmax(exponential, score, inner_shift, right, None, base)
             shift = right if shift is None else shift
             exponent = self.look(left)
         return _Softmax(view, exponent, shift, None, None, base)
+
+    def _difference(self, view: View) -> tuple[View, View, tuple[Op, ...]] | None:
+        """What is subtracted from what, written as `a - b`, `-(b - a)` or `a + -b`, and the operations that say so."""
+        op = view.value.op
+        if op is None:
+            return None
+        views = operand_views(op, view.dims) if op.name in ("sub", "neg", "add") else []
+        if op.name == "sub":
+            return views[0], views[1], (op,)
+        for i, operand in enumerate(views):
+            inner = self.look(operand)
+            other = inner.value.op
+            if other is not None and (op.name, other.name) == ("neg", "sub"):
+                left, right = operand_views(other, inner.dims)
+                return right, left, (op, other)
+            if other is not None and (op.name, other.name) == ("add", "neg"):
+                return views[1 - i], operand_views(other, inner.dims)[0], (op, other)
+        return None
 
     def _log_sum(
         self, right: View, exponent: View, left: View, summed: tuple[Axis, ...]
@@ -340,8 +358,28 @@ class _Search:
         return shift.value is plus.value
 
     def _sliced_sinks(self, op: Op, view: View, summed: tuple[Axis, ...]) -> _Softmax:
-        """A softmax over scores with sink columns joined on, which are cut off again."""
-        raise NoMatch("the weights are a part of something", op)
+        """A softmax over scores with a column of sinks joined on, which is cut off again."""
+        whole, keys = op.operands[0], self.axes.expand(summed)
+        cut = [d for d, dim in enumerate(view.dims) if whole.shape[d] != op.result.shape[d] and dim]
+        if len(cut) != 1 or self.axes.expand(view.dims[cut[0]]) != keys or any(s != 1 for s in op.params["strides"] or ()):
+            raise NoMatch("the weights are a part of something", op)
+        (joined,) = fresh([whole.shape[cut[0]]])
+        dims = tuple(joined if d == cut[0] else dim for d, dim in enumerate(view.dims))
+        softmax = self.softmax(View(whole, dims), joined)
+        score, concatenate = softmax.exponent, softmax.exponent.value.op
+        if softmax.sum is None or softmax.sinks is not None or concatenate is None or concatenate.name != "concatenate":
+            raise NoMatch("the weights are a part of a softmax", op, near=True)
+        place = concatenate.params["dimension"]
+        sizes = [v.shape[place] for v in concatenate.operands]
+        start = op.params["start_indices"][cut[0]]
+        kept = [i for i in range(len(sizes)) if sum(sizes[:i]) == start and sizes[i] == op.result.shape[cut[0]]]
+        if self.axes.expand(score.dims[place]) != self.axes.expand(joined) or len(kept) != 1 or sum(sizes) != sizes[kept[0]] + 1:
+            raise NoMatch("the softmax is of other things joined than scores and one sink", op, near=True)
+        self.inside.update((op, concatenate))
+        scores = View(concatenate.operands[kept[0]], _with(score.dims, place, keys))
+        (sink,) = (v for i, v in enumerate(concatenate.operands) if i != kept[0] and sizes[i] == 1)
+        sinks = View(sink, _with(score.dims, place, ()))
+        return _Softmax(softmax.exponential, self.look(scores), softmax.shift, softmax.sum, sinks, softmax.base)
 
     def divided_after(
         self, value: Value, dims: Dims, softmax: _Softmax, users: dict[Value, list[Op]]
@@ -442,6 +480,11 @@ class _Search:
         if any(behind):
             self.inside.add(op)
         return any(behind)
+
+
+def _with(dims: Dims, place: int, dim: tuple[Axis, ...]) -> Dims:
+    """Dimensions with one of them made of other axes."""
+    return (*dims[:place], dim, *dims[place + 1 :])
 
 
 def _varies(axes: Axes, view: View, along: tuple[Axis, ...]) -> bool:

@@ -19,13 +19,14 @@ import numpy as np
 
 from passes import compat
 from passes.attention.expression import Expression
-from passes.attention.layout import Layout, find_layout, lay_back, lay_out
+from passes.attention.layout import Layout, find_layout
 from passes.attention.lift import Lifting
 from passes.attention.recognize import Attention, NoMatch, find_products, recognize
 from passes.attention.scores import find_core, masked_axes, score_expression
 from passes.axes import View, look_through
 from passes.dce import dce
 from passes.graph import Graph, Op
+from passes.layouts import lay_back, lay_out
 from passes.numerics import Numerics
 from passes.ops.attention import attention as attend
 from passes.replacement import live_without, make_replacement, replace
