@@ -63,6 +63,7 @@ class PassStatistics:
     cost_after: Cost
     result: PassResult
     validations: tuple[Validation, ...] = ()
+    detail: str = ""
 
     def __str__(self) -> str:
         return (
@@ -119,7 +120,16 @@ class PassManager:
             ops_after, cost_after = graph.count(), graph_cost(graph)
             statistics.append(
                 PassStatistics(
-                    entry.name, entry.numerics, seconds, ops, ops_after, cost, cost_after, result, validations
+                    entry.name,
+                    entry.numerics,
+                    seconds,
+                    ops,
+                    ops_after,
+                    cost,
+                    cost_after,
+                    result,
+                    validations,
+                    entry.detail,
                 )
             )
             ops, cost = ops_after, cost_after

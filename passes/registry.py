@@ -23,12 +23,14 @@ class Pass:
 
     Attributes:
       function: Rewrites a graph; with `is_counted` also given the run's `RewriteCounter`, to ask before each rewrite.
+      detail: Settings that decide what it does to numbers, such as a quantization scheme, for records.
     """
 
     name: str
     function: Callable[..., PassResult]
     numerics: Numerics
     is_counted: bool = False
+    detail: str = ""
 
 
 def make_registry(passes: Iterable[Pass]) -> Mapping[str, Pass]:

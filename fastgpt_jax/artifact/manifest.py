@@ -54,9 +54,14 @@ class WeightRecord:
 
 @dataclasses.dataclass(frozen=True)
 class PassRecord:
-    """What a pass did to an entry point."""
+    """What a pass did to an entry point.
+
+    Attributes:
+      detail: The pass's settings, such as a quantization scheme; empty where it has none.
+    """
 
     name: str
+    detail: str
     numerics: str
     matched: int
     missed: int

@@ -31,15 +31,17 @@ from fastgpt_jax.cli.compile_report import entry_point_table, pass_table, plan_t
 from fastgpt_jax.cli.devices import make_virtual_devices
 from fastgpt_jax.cli.model_source import ModelSource, is_function_spec, load_source
 from fastgpt_jax.cli.progress import BuildProgress
+from fastgpt_jax.cli.quantization_flags import add_quantization_flags, read_quantization_rules
 from fastgpt_jax.cli.tables import format_seconds
 from fastgpt_jax.cli.traffic_file import read_traffic
 from fastgpt_jax.compiler.build import BuildReport, build_artifact
 from fastgpt_jax.compiler.compile import Compiled
 from fastgpt_jax.compiler.compile import compile as compile_model
 from fastgpt_jax.compiler.config import CompileConfig
+from fastgpt_jax.compiler.quantization import make_pipeline
 from fastgpt_jax.errors import UserError
 from passes.manager import PassManager, PassOptions
-from passes.registry import PASSES, parse_pipeline
+from passes.registry import PASSES
 
 AUTO = "auto"
 
@@ -86,6 +88,7 @@ def make_flags() -> flags.FlagValues:
         flag_values=values,
     )
     integer("tensor_parallel_size", 1, "Devices that share every layer.", lower_bound=1, flag_values=values)
+    add_quantization_flags(values)
     flags.DEFINE_enum(
         "verify",
         AUTO,
@@ -127,6 +130,9 @@ class Options:
     bisect_limit: int | None
     on_invalid: Literal["error", "skip"]
     tensor_parallel_size: int
+    quantization: str | None
+    quantization_rules: str | None
+    strict: bool
     verify: str
     on_mismatch: str
     plan_only: bool
@@ -169,8 +175,9 @@ def make_config(options: Options) -> CompileConfig:
     pass_options = PassOptions(
         options.print_ir_after, options.stop_after, options.bisect_limit, on_invalid=options.on_invalid
     )
+    rules = read_quantization_rules(options.quantization_rules)
     try:
-        PassManager(parse_pipeline(options.passes), pass_options)
+        PassManager(make_pipeline(options.passes, options.quantization, rules), pass_options)
     except ValueError as error:
         raise UserError(f"--passes, --print_ir_after or --stop_after: {error}") from error
     if options.max_model_len is None and is_function_spec(options.model):
@@ -191,6 +198,9 @@ def make_config(options: Options) -> CompileConfig:
         pipeline=options.passes,
         pass_options=pass_options,
         tensor_parallel_size=options.tensor_parallel_size,
+        quantization=options.quantization,
+        quantization_rules=rules,
+        is_strict=options.strict,
     )
 
 
@@ -258,6 +268,8 @@ def _derive(source: ModelSource, config: CompileConfig) -> Compiled:
     error = compiled.certificate.worst_error
     took = format_seconds(time.monotonic() - started)
     _say(f"traced, derived and certified in {took}; equal to the forward within {error:.1e} of the largest logit")
+    if "quantization_rules" in compiled.notes:
+        _say(compiled.notes["quantization_rules"])
     return compiled
 
 

@@ -6,6 +6,7 @@ the time of a step grow with it.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from fastgpt_jax.cli.model_source import ModelSource
@@ -24,6 +25,9 @@ def compile_for_prompts(
     max_model_len: int | None,
     max_num_seqs: int | None,
     tensor_parallel_size: int = 1,
+    quantization: str | None = None,
+    quantization_rules: tuple[Any, ...] = (),
+    is_strict: bool = False,
 ) -> Any:
     """Compiles a model, as far as it goes.
 
@@ -32,6 +36,7 @@ def compile_for_prompts(
       max_model_len: The context asked for; None is `num_tokens`, or the model's own limit where that is less.
       max_num_seqs: Prompts that run together; None is all of them, up to 8.
       tensor_parallel_size: Devices that share every layer.
+      quantization, quantization_rules, is_strict: As in `CompileConfig`.
     """
     for name, value, low in (("max_model_len", max_model_len, 2), ("max_num_seqs", max_num_seqs, 1)):
         if value is not None and value < low:
@@ -44,5 +49,12 @@ def compile_for_prompts(
         max_model_len=length,
         max_num_seqs=max_num_seqs or min(num_prompts, MOST_TOGETHER),
         tensor_parallel_size=tensor_parallel_size,
+        quantization=quantization,
+        quantization_rules=quantization_rules,
+        is_strict=is_strict,
     )
-    return compile_model(source.model, source.params, config=config, tokenizer=source.tokenizer)
+    compiled = compile_model(source.model, source.params, config=config, tokenizer=source.tokenizer)
+    told = getattr(compiled, "notes", {}).get("quantization_rules")
+    if told is not None:
+        print(told, file=sys.stderr)
+    return compiled

@@ -25,6 +25,7 @@ from fastgpt_jax.artifact.verify import LEVELS
 from fastgpt_jax.cli.common import run, to_options
 from fastgpt_jax.cli.devices import count_mesh_devices, make_virtual_devices
 from fastgpt_jax.cli.exit_codes import EXIT_USER_ERROR
+from fastgpt_jax.cli.quantization_flags import add_quantization_flags, read_quantization_rules
 from fastgpt_jax.cli.tables import format_seconds
 from fastgpt_jax.engine.llm import LLM
 from fastgpt_jax.engine.outputs import CompletionOutput, RequestOutput
@@ -63,6 +64,7 @@ def make_flags() -> flags.FlagValues:
     integer("max_num_seqs", None, "Prompts that run together.", flag_values=values)
     integer("tensor_parallel_size", None, "Devices that share every layer.", lower_bound=1, flag_values=values)
     flags.DEFINE_bool("stream", False, "Print text as it is made.", flag_values=values)
+    add_quantization_flags(values)
     flags.DEFINE_enum(
         "verify",
         None,
@@ -109,6 +111,9 @@ class Options:
     max_model_len: int | None
     max_num_seqs: int | None
     tensor_parallel_size: int | None
+    quantization: str | None
+    quantization_rules: str | None
+    strict: bool
     stream: bool
     verify: str | None
     on_mismatch: str | None
@@ -197,6 +202,8 @@ def _load_artifact(options: Options) -> LLM:
         raise UserError(
             f"--params goes with --model FILE.py:FUNCTION; the artifact {options.model} holds its own weights"
         )
+    if options.quantization is not None or options.quantization_rules is not None:
+        raise UserError("--quantization is for models that are no artifacts; an artifact is what it was compiled to be")
     with contextlib.suppress(UserError):  # with fewer devices it is compiled for one
         make_virtual_devices(count_mesh_devices(options.model))
     started = time.monotonic()
@@ -236,6 +243,9 @@ def _compile(options: Options, prompts: Sequence[Any]) -> tuple[LLM, dict[str, d
         max_model_len=options.max_model_len,
         max_num_seqs=options.max_num_seqs,
         tensor_parallel_size=options.tensor_parallel_size or 1,
+        quantization=options.quantization,
+        quantization_rules=read_quantization_rules(options.quantization_rules),
+        is_strict=options.strict,
     )
     print(f"compiled {options.model} in {time.monotonic() - started:.1f} s", file=sys.stderr)
     return LLM(compiled), encoded

@@ -335,6 +335,7 @@ def _pass_record(statistics: PassStatistics) -> PassRecord:
     before, after = statistics.cost_before, statistics.cost_after
     return PassRecord(
         name=statistics.name,
+        detail=statistics.detail,
         numerics=statistics.numerics.value,
         matched=statistics.result.matched,
         missed=statistics.result.missed,

@@ -21,13 +21,13 @@ from fastgpt_jax.compiler.distribution import Distribution, family_rules, make_d
 from fastgpt_jax.compiler.entry_point import TracedEntryPoint, compile_entry_point, trace_entry_point
 from fastgpt_jax.compiler.packing import PackedStore
 from fastgpt_jax.compiler.program import Program
+from fastgpt_jax.compiler.quantization import make_pipeline, tell_unused
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.generation import GenerationDefaults
 from fastgpt_jax.sampling.inputs import SamplerInputs
 from fastgpt_jax.sampling.step_io import StepInputs, StepOutputs
 from passes.incremental.derive import derive
 from passes.manager import PassManager
-from passes.registry import parse_pipeline
 
 
 @dataclass(eq=False)
@@ -60,7 +60,8 @@ class Compiled:
     steps: dict[EntryPointKey, Step] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._manager = PassManager(parse_pipeline(self.config.pipeline), self.config.pass_options)
+        pipeline = make_pipeline(self.config.pipeline, self.config.quantization, self.config.quantization_rules)
+        self._manager = PassManager(pipeline, self.config.pass_options)
         self.store = PackedStore(leaf_paths(self.captured.params), self.leaves, self.distribution.sharding())
 
     @property
@@ -163,6 +164,9 @@ def compile(
     start = time.perf_counter()
     captured = capture(forward, params, max_model_len)
     traced = time.perf_counter()
+    unused = tell_unused(captured.graph, leaf_paths(params), config.quantization_rules, is_strict=config.is_strict)
+    if unused is not None:
+        notes["quantization_rules"] = unused
     plan = derive(captured.graph, captured.times, captured.token_input)
     derived = time.perf_counter()
     unroll = config.unroll_layers if config.unroll_layers is not None else jax.default_backend() == "cpu"

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fastgpt_jax.compiler.bucket_plan import Traffic
+from fastgpt_jax.compiler.quantization import scheme_named
 from fastgpt_jax.errors import UserError
 from passes.manager import PassOptions
+from passes.quantization.rules import QuantizationRule
 from sharding.rules import Rules
 
 
@@ -30,6 +32,10 @@ class CompileConfig:
       pass_options: Dumps, early stop and bisection of the pipeline.
       unroll_layers: Whether loops over layers are written out; by default on CPU, where scanning copies.
       tensor_parallel_size: Devices that share every layer, by heads, MLP columns and vocabulary.
+      quantization: Scheme that all weights are quantized by but norms and routers; one of
+        `passes.quantization.schemes.SCHEMES`.
+      quantization_rules: Rules that come before those of the scheme.
+      is_strict: Whether a quantization rule that is about no weight of the model is an error.
       sharding_rules: What the dimensions of a model's own parameters mean, and how many KV heads it has; models from a
         checkpoint bring their own.
     """
@@ -47,8 +53,13 @@ class CompileConfig:
     unroll_layers: bool | None = None
     tensor_parallel_size: int = 1
     sharding_rules: Rules | None = None
+    quantization: str | None = None
+    quantization_rules: tuple[QuantizationRule, ...] = ()
+    is_strict: bool = False
 
     def __post_init__(self) -> None:
+        if self.quantization is not None:
+            scheme_named(self.quantization)
         ones = ("max_num_seqs", "max_num_batched_tokens", "max_logprobs", "tensor_parallel_size")
         for name, least in {"max_model_len": 2, **dict.fromkeys(ones, 1)}.items():
             value = getattr(self, name)

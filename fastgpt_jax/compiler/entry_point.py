@@ -100,6 +100,8 @@ def trace_entry_point(
         return [*jax.tree.leaves(after), *flatten_outputs(outputs)]
 
     graph, _ = trace(step, params, state_shapes, inputs)
+    for value, path in zip(graph.inputs, store.paths, strict=False):
+        value.path = path
     statistics = manager.run(graph)
     num_dynamic = len(graph.inputs) - len(params)
     constants = lift_constants(graph)

@@ -34,6 +34,11 @@ class PackedStore:
         self._sharding = sharding
         self._made: dict[str, Any] = {}
 
+    @property
+    def paths(self) -> list[str]:
+        """The name of each parameter."""
+        return list(self._inputs)
+
     def fetch(self, prepare: Graph, constants: Sequence[np.ndarray]) -> list[str]:
         """Names of the outputs of `prepare(*leaves, *constants)`, made now if nobody has asked for them before."""
         sources = dict(self._inputs) | {f"constant.{_digest(x)}": x for x in constants}

@@ -18,18 +18,18 @@ ONLY_VALUES: Mapping[str, Any] = MappingProxyType(
     {
         "pipeline_parallel_size": 1,
         "data_parallel_size": 1,
-        "quantization": None,
         "kv_cache_dtype": "auto",
         "trust_remote_code": False,
     }
 )
 """Arguments of vLLM that are accepted at this value alone."""
 
-CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+CHOICES: Mapping[str, tuple[str | None, ...]] = MappingProxyType(
     {
         "dtype": ("auto", "float32", "bfloat16", "float16"),
         "verify": LEVELS,
         "on_mismatch": ON_MISMATCH,
+        "quantization": (None, "w8a16", "w8a8", "w4a16", "w4a8", "fp8"),
     }
 )
 
@@ -55,6 +55,7 @@ class EngineArgs:
       on_mismatch: What to do with an artifact of another environment: "recompile" its portable programs, or "refuse".
       check_fingerprint: Whether an artifact must reproduce the log-probabilities of a fixed prompt before it serves.
       seed: Decides the draws of requests that bring no seed.
+      quantization: Scheme that weights are stored by; None leaves them as they are.
       tensor_parallel_size: Devices that share every layer; None is one, or what the model was compiled for.
     """
 
@@ -85,7 +86,7 @@ class EngineArgs:
                 )
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise UserError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+                raise UserError(f"{name} must be one of {', '.join(map(str, known))}, got {getattr(self, name)!r}")
         # The shortest request is a token of prompt and one of answer.
         least = {"max_model_len": 2, "max_num_seqs": 1, "max_num_batched_tokens": 1, "max_logprobs": 0, "seed": 0}
         for name, low in {**least, "tensor_parallel_size": 1}.items():

@@ -52,8 +52,10 @@ def _check_compiled(args: EngineArgs) -> CompiledModel:
         value, found = getattr(args, name), getattr(args.model, name)
         if value is not None and value != found:
             raise UserError(f"{name}={value}, but the model was compiled for {found}; compile it again")
-    if args.dtype != "auto" or args.tokenizer is not None:
-        raise UserError("dtype and tokenizer are decided when a model is compiled; leave them out for a compiled one")
+    if args.dtype != "auto" or args.tokenizer is not None or args.quantization is not None:
+        raise UserError(
+            "dtype, tokenizer and quantization are decided when a model is compiled; leave them out for a compiled one"
+        )
     return args.model
 
 
@@ -68,7 +70,7 @@ def _compile(args: EngineArgs) -> CompiledModel:
     longest = loaded.generation.max_model_len
     if args.max_model_len is not None and args.max_model_len > longest:
         raise UserError(f"max_model_len must be at most the model's own {longest}, got {args.max_model_len}")
-    names = ("max_num_seqs", "max_num_batched_tokens", "max_logprobs", "tensor_parallel_size")
+    names = ("max_num_seqs", "max_num_batched_tokens", "max_logprobs", "tensor_parallel_size", "quantization")
     chosen = {name: value for name in names if (value := getattr(args, name)) is not None}
     config = dataclasses.replace(CompileConfig(max_model_len=args.max_model_len or longest), **chosen)
     return compile_model(loaded, config=config)

@@ -1,12 +1,12 @@
-"""Stores weights quantized: products become `quantized_dot`, look-ups of rows take quantized rows and dequantize those.
+"""Stores weights quantized: products become `quantized_dot`, look-ups take quantized rows and dequantize those.
 
 Matches: `dot_general` in any layout with one operand that parameters alone determine, and `gather` of whole rows of
 such a table, behind transposes, reshapes and casts, in the program and in the bodies of `scan`, whose weights are then
 quantized in a stack. A weight that is read twice (a tied table) is stored once. Does not match: products of two
-activations; integers; weights that a random generator makes; what would not be smaller; a weight that is also read as it
-is, whose float copy would have to stay; bodies of `while` and `cond`. Must run after: `simplify`, and whatever merges or
-moves weights. Numerics: approximate. The budget is the scheme's `rounding_error`: no weight moves further than this share
-of the largest in its group, and no activation further than that share of the largest of its token.
+activations; integers; weights that a random generator makes; what would not be smaller; a weight that is also read as
+it is, whose float copy would have to stay; bodies of `while` and `cond`. Must run after: `simplify`, and whatever
+merges or moves weights. Numerics: approximate. Of a weight the budget is the scheme's `rounding_error`, as a share of
+the largest in its group; of a product on random operands it is the scheme's `budget`.
 """
 
 from __future__ import annotations
@@ -21,40 +21,72 @@ from jax import lax
 from passes import compat
 from passes.dce import dce
 from passes.graph import Graph, Op, Value
+from passes.numerics import Numerics
 from passes.ops.dequantize import dequantize
 from passes.ops.quantized_dot import quantized_dot
 from passes.ops.stored import stored
 from passes.quantization import schemes
+from passes.quantization.instances import make_instance
 from passes.quantization.packing import XLA, Packing
-from passes.quantization.rules import Rules, find_rule
+from passes.quantization.rules import QuantizationRule, Rules, find_rule
 from passes.quantization.schemes import Scheme
 from passes.quantization.scopes import Scope
 from passes.quantization.sites import Site, find_sites
 from passes.quantization.views import Canonical, Factor, Part, in_root_order
 from passes.regions import Role, Slot, set_slots, slots
 from passes.result import PassResult, Remark
+from passes.rewrite import Rewrite, RewriteCounter
 from passes.splice import Splicer
 
 MIN_CONTRACTED = 16
 """Weights a channel, at least: below, scales and the rounding of activations cost more than is saved."""
 
 
-def quantize_weights(graph: Graph, rules: Rules, *, packing: Packing = XLA, is_trainable: bool = False) -> PassResult:
+def quantize_weights(
+    graph: Graph,
+    rules: Rules,
+    counter: RewriteCounter | None = None,
+    *,
+    packing: Packing = XLA,
+    is_trainable: bool = False,
+) -> PassResult:
     """Rewrites in place; a remark for every weight that stays as it is.
 
     Args:
       graph: Parameters are its inputs with a path.
+      counter: Asked before each rewrite.
       packing: How quantized weights are stored.
       is_trainable: Keeps the float weights as an operand, so that gradients reach them (straight-through).
     """
     plans, remarks = _plan(find_sites(graph), rules)
+    if counter is not None:
+        plans = [plan for plan in plans if counter.allows("quantize_weights", plan.site.op.source)]
+    rewrites = _instances(plans, packing)
     if plans:
-        _Rewrite(packing, is_trainable).run(plans)
+        _run(plans, packing, is_trainable)
         dce(graph)
-    return PassResult(len(plans), tuple(remarks))
+    return PassResult(len(plans), tuple(remarks), rewrites)
 
 
-def decided_sites(graph: Graph, rules: Rules) -> list[tuple[str, str]]:
+def _instances(plans: Sequence[_Plan], packing: Packing) -> tuple[Rewrite, ...]:
+    """What validates the plans; one for those that are alike."""
+    distinct = {(_function_key(plan), plan.site.weight.shape): plan for plan in reversed(plans)}
+    return tuple(_instance(plan, packing) for plan in reversed(distinct.values()))
+
+
+def _instance(plan: _Plan, packing: Packing) -> Rewrite:
+    rules = [QuantizationRule(".*", "*", plan.scheme)]
+
+    def rewrite(graph: Graph) -> None:
+        _run(_plan(find_sites(graph), rules)[0], packing, is_trainable=False)
+
+    before, after = make_instance(plan.site.op, plan.site.operand, rewrite)
+    name = f"quantize_weights({plan.scheme.name}) of {_name(plan.site)}"
+    source = plan.site.op.source
+    return Rewrite(name, Numerics.APPROXIMATE, before, after, source, plan.scheme.budget)
+
+
+def decided_sites(graph: Graph) -> list[tuple[str, str]]:
     """Path and kind of each weight that rules can decide about."""
     return [(path, site.kind) for site in find_sites(graph) if site.obstacle is None for path in site.paths]
 
@@ -155,7 +187,7 @@ def _escape(site: Site, plans: Sequence[_Plan], kept_wanted: set[int]) -> _Decli
 # ------------------------------------------------------------------------------------------------------ the rewriting
 @dataclass(frozen=True)
 class _Kept:
-    """What is stored of a weight, as values of one scope; `origin` is the float weight where gradients shall reach it."""
+    """What is stored of a weight, as values of one scope; `origin` is the weight where gradients shall reach it."""
 
     qvalue: Value
     scale: Value
@@ -166,7 +198,11 @@ class _Kept:
         return [self.qvalue, self.scale] + ([] if self.origin is None else [self.origin])
 
 
-class _Rewrite:
+def _run(plans: Sequence[_Plan], packing: Packing, is_trainable: bool) -> None:
+    _Run(packing, is_trainable).run(plans)
+
+
+class _Run:
     """One run of the pass."""
 
     def __init__(self, packing: Packing, is_trainable: bool):
