@@ -14,10 +14,12 @@ class CacheEntry:
       name: `kind` and a number, unique in the layout.
       kind: 'kv' keeps a row a token in pages; 'window' the last rows of a request; 'carry' one value of a request.
       shape: For 'kv' the shape of a row; else the whole shape.
-      dtype: As JAX spells it.
+      dtype: Of what is stored, as JAX spells it.
       layers: How many layers it is stacked over; each has a part of its own.
-      nbytes: Bytes a token over all layers for 'kv', else bytes a request.
+      nbytes: With scales, bytes a token over all layers for 'kv', else bytes a request.
       source: The user's source line of the value, file name and line.
+      scale_dtype: Where rows are stored rounded, of the scale that each vector of their last axis has beside it; None
+        where they are stored as they are.
     """
 
     name: str
@@ -27,6 +29,7 @@ class CacheEntry:
     layers: int
     nbytes: int
     source: str
+    scale_dtype: str | None = None
 
 
 @dataclass(frozen=True)

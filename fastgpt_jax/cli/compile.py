@@ -131,6 +131,7 @@ class Options:
     on_invalid: Literal["error", "skip"]
     tensor_parallel_size: int
     quantization: str | None
+    kv_cache_dtype: str
     quantization_rules: str | None
     strict: bool
     verify: str
@@ -199,6 +200,7 @@ def make_config(options: Options) -> CompileConfig:
         pass_options=pass_options,
         tensor_parallel_size=options.tensor_parallel_size,
         quantization=options.quantization,
+        kv_cache_dtype=options.kv_cache_dtype,
         quantization_rules=rules,
         is_strict=options.strict,
     )

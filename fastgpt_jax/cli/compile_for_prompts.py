@@ -26,6 +26,7 @@ def compile_for_prompts(
     max_num_seqs: int | None,
     tensor_parallel_size: int = 1,
     quantization: str | None = None,
+    kv_cache_dtype: str = "auto",
     quantization_rules: tuple[Any, ...] = (),
     is_strict: bool = False,
 ) -> Any:
@@ -36,7 +37,7 @@ def compile_for_prompts(
       max_model_len: The context asked for; None is `num_tokens`, or the model's own limit where that is less.
       max_num_seqs: Prompts that run together; None is all of them, up to 8.
       tensor_parallel_size: Devices that share every layer.
-      quantization, quantization_rules, is_strict: As in `CompileConfig`.
+      quantization, kv_cache_dtype, quantization_rules, is_strict: As in `CompileConfig`.
     """
     for name, value, low in (("max_model_len", max_model_len, 2), ("max_num_seqs", max_num_seqs, 1)):
         if value is not None and value < low:
@@ -50,6 +51,7 @@ def compile_for_prompts(
         max_num_seqs=max_num_seqs or min(num_prompts, MOST_TOGETHER),
         tensor_parallel_size=tensor_parallel_size,
         quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
         quantization_rules=quantization_rules,
         is_strict=is_strict,
     )

@@ -112,6 +112,7 @@ class Options:
     max_num_seqs: int | None
     tensor_parallel_size: int | None
     quantization: str | None
+    kv_cache_dtype: str
     quantization_rules: str | None
     strict: bool
     stream: bool
@@ -202,8 +203,9 @@ def _load_artifact(options: Options) -> LLM:
         raise UserError(
             f"--params goes with --model FILE.py:FUNCTION; the artifact {options.model} holds its own weights"
         )
-    if options.quantization is not None or options.quantization_rules is not None:
-        raise UserError("--quantization is for models that are no artifacts; an artifact is what it was compiled to be")
+    asked = (options.quantization, options.quantization_rules, options.kv_cache_dtype)
+    if asked != (None, None, "auto"):
+        raise UserError("quantization is for models that are no artifacts; an artifact is what it was compiled to be")
     with contextlib.suppress(UserError):  # with fewer devices it is compiled for one
         make_virtual_devices(count_mesh_devices(options.model))
     started = time.monotonic()
@@ -244,6 +246,7 @@ def _compile(options: Options, prompts: Sequence[Any]) -> tuple[LLM, dict[str, d
         max_num_seqs=options.max_num_seqs,
         tensor_parallel_size=options.tensor_parallel_size or 1,
         quantization=options.quantization,
+        kv_cache_dtype=options.kv_cache_dtype,
         quantization_rules=read_quantization_rules(options.quantization_rules),
         is_strict=options.strict,
     )

@@ -13,13 +13,20 @@ from fastgpt_jax.engine.args import CHOICES
 
 
 def add_quantization_flags(values: flags.FlagValues) -> None:
-    """Adds `--quantization`, `--quantization_rules` and `--strict`."""
+    """Adds `--quantization`, `--quantization_rules`, `--kv_cache_dtype` and `--strict`."""
     schemes = [name for name in CHOICES["quantization"] if name is not None]
     flags.DEFINE_enum("quantization", None, schemes, "Store weights by this scheme.", flag_values=values)
     flags.DEFINE_string(
         "quantization_rules",
         None,
         "JSON file with a list of {pattern, op, scheme} that come before those of --quantization.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "kv_cache_dtype",
+        "auto",
+        [str(name) for name in CHOICES["kv_cache_dtype"]],
+        "What rows of caches are stored as.",
         flag_values=values,
     )
     flags.DEFINE_bool("strict", False, "A rule that is about no weight of the model is an error.", flag_values=values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from fastgpt_jax.generation import GenerationDefaults
 from fastgpt_jax.sampling.inputs import SamplerInputs
 from fastgpt_jax.sampling.step_io import StepInputs, StepOutputs
 from passes.incremental.derive import derive
+from passes.incremental.row_format import ROW_FORMATS
 from passes.manager import PassManager
 
 
@@ -170,10 +172,11 @@ def compile(
     plan = derive(captured.graph, captured.times, captured.token_input)
     derived = time.perf_counter()
     unroll = config.unroll_layers if config.unroll_layers is not None else jax.default_backend() == "cpu"
-    program = Program(captured.graph, plan, config.max_num_seqs, unroll)
+    exact = Program(captured.graph, plan, config.max_num_seqs, unroll)
+    program = dataclasses.replace(exact, row_format=ROW_FORMATS.get(config.kv_cache_dtype))
     distribution.state_specs(program)  # refuses before the work
     leaves = distribution.place_weights(leaf_paths(params), jax.tree.leaves(params))
-    certificate = certify(captured, program, leaves)
+    certificate = certify(captured, exact, leaves)
     if certificate.min_first_chunk > max_model_len:
         raise UserError(
             f"the first chunk needs {certificate.min_first_chunk} tokens and max_model_len is {max_model_len}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fastgpt_jax.compiler.bucket_plan import Traffic
 from fastgpt_jax.compiler.quantization import scheme_named
 from fastgpt_jax.errors import UserError
+from passes.incremental.row_format import ROW_FORMATS
 from passes.manager import PassOptions
 from passes.quantization.rules import QuantizationRule
 from sharding.rules import Rules
@@ -34,6 +35,7 @@ class CompileConfig:
       tensor_parallel_size: Devices that share every layer, by heads, MLP columns and vocabulary.
       quantization: Scheme that all weights are quantized by but norms and routers; one of
         `passes.quantization.schemes.SCHEMES`.
+      kv_cache_dtype: How rows of caches are stored: "auto" as they are, "int8" or "fp8" with a scale a vector.
       quantization_rules: Rules that come before those of the scheme.
       is_strict: Whether a quantization rule that is about no weight of the model is an error.
       sharding_rules: What the dimensions of a model's own parameters mean, and how many KV heads it has; models from a
@@ -54,12 +56,17 @@ class CompileConfig:
     tensor_parallel_size: int = 1
     sharding_rules: Rules | None = None
     quantization: str | None = None
+    kv_cache_dtype: str = "auto"
     quantization_rules: tuple[QuantizationRule, ...] = ()
     is_strict: bool = False
 
     def __post_init__(self) -> None:
         if self.quantization is not None:
             scheme_named(self.quantization)
+        if self.kv_cache_dtype not in ("auto", *ROW_FORMATS):
+            raise UserError(
+                f"kv_cache_dtype must be one of auto, {', '.join(ROW_FORMATS)}, got {self.kv_cache_dtype!r}"
+            )
         ones = ("max_num_seqs", "max_num_batched_tokens", "max_logprobs", "tensor_parallel_size")
         for name, least in {"max_model_len": 2, **dict.fromkeys(ones, 1)}.items():
             value = getattr(self, name)

@@ -78,8 +78,9 @@ class Distribution:
         """
         try:
             pools = [
-                names_of_spec(self.rules.cache_spec(f"kv{i}", state.shape, len(state.lead) + 2, self._sizes))
+                names_of_spec(self.rules.cache_spec(f"kv{i}", row, len(state.lead) + 2, self._sizes))
                 for i, state in enumerate(program.kv_states)
+                for row, _ in program.rows(state)
             ]
         except ShardingError as error:
             raise UserError(str(error)) from error

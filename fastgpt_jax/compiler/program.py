@@ -7,6 +7,7 @@ batch, with the pools of cached rows shared by all.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from fastgpt_jax.sampling.step_io import StepInputs, StepOutputs
 from passes.graph import Graph
 from passes.incremental import emit
 from passes.incremental.plan import Plan
+from passes.incremental.row_format import RowFormat
 from passes.incremental.state import State
 from passes.replay import SAME, Widening
 
@@ -34,7 +36,7 @@ class CacheState:
     """What lives on the device between steps.
 
     Attributes:
-      pools: For each cached value `[*layers, P, Z, *row]`.
+      pools: For each cached value `[*layers, P, Z, *row]`, or a pair of that and of its scales.
       own: For each window and carry `[P, *layers, *shape]`, one a slot.
     """
 
@@ -49,12 +51,14 @@ class Program:
     Attributes:
       num_pages: Pages of the pool; a page holds a whole request.
       unroll: Loops over layers are written out.
+      row_format: How rows of caches are stored; None as they are.
     """
 
     graph: Graph
     plan: Plan
     num_pages: int
     unroll: bool
+    row_format: RowFormat | None = None
 
     @property
     def kv_states(self) -> list[State]:
@@ -66,18 +70,35 @@ class Program:
 
     def layout(self) -> CacheLayout:
         """What the program keeps, for the engine."""
-        entries = [
-            CacheEntry(f"{s.kind}{i}", s.kind, s.shape, str(s.dtype), s.layers, s.nbytes, s.source.short)
-            for i, s in enumerate(self.plan.states)
-        ]
+        entries = [self._entry(f"{s.kind}{i}", s) for i, s in enumerate(self.plan.states)]
         return CacheLayout(tuple(entries), self.plan.capacity)
 
     def init_state(self, widening: Widening = SAME) -> CacheState:
         """Zeroed pools and carried values."""
         page = (self.num_pages, self.plan.capacity)
         return CacheState(
-            [jnp.zeros((*s.lead, *page, *s.shape), widening.dtype(s.dtype)) for s in self.kv_states],
+            [self._pool(s, page, widening) for s in self.kv_states],
             [jnp.zeros((self.num_pages, *s.lead, *s.shape), widening.dtype(s.dtype)) for s in self.own_states],
+        )
+
+    def rows(self, state: State) -> list[tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of what is stored of a row of a cache: the row, or its rounded numbers and their scales."""
+        if self.row_format is None or not self.row_format.holds(state):
+            return [(state.shape, state.dtype)]
+        dtypes = (self.row_format.dtype, self.row_format.scale_dtype)
+        return [(state.shape, jnp.dtype(dtypes[0])), (state.shape[:-1], jnp.dtype(dtypes[1]))]
+
+    def _pool(self, state: State, page: tuple[int, int], widening: Widening) -> Any:
+        pools = [jnp.zeros((*state.lead, *page, *shape), widening.dtype(dtype)) for shape, dtype in self.rows(state)]
+        return pools[0] if len(pools) == 1 else tuple(pools)
+
+    def _entry(self, name: str, state: State) -> CacheEntry:
+        stored = self.rows(state) if state.kind == "kv" else [(state.shape, state.dtype)]
+        nbytes = state.layers * sum(math.prod(shape) * jnp.dtype(dtype).itemsize for shape, dtype in stored)
+        dtypes = [str(dtype) for _, dtype in stored]
+        scale_dtype = dtypes[1] if len(dtypes) > 1 else None
+        return CacheEntry(
+            name, state.kind, state.shape, dtypes[0], state.layers, nbytes, state.source.short, scale_dtype
         )
 
     def logits(
@@ -113,6 +134,7 @@ class Program:
                 last_row=last_row,
                 widening=widening,
                 unroll=self.unroll,
+                row_format=self.row_format,
             )
             return logits[0], [pools[s] for s in self.kv_states], [after[s] for s in self.own_states]
 

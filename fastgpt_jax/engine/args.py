@@ -18,7 +18,6 @@ ONLY_VALUES: Mapping[str, Any] = MappingProxyType(
     {
         "pipeline_parallel_size": 1,
         "data_parallel_size": 1,
-        "kv_cache_dtype": "auto",
         "trust_remote_code": False,
     }
 )
@@ -29,6 +28,7 @@ CHOICES: Mapping[str, tuple[str | None, ...]] = MappingProxyType(
         "dtype": ("auto", "float32", "bfloat16", "float16"),
         "verify": LEVELS,
         "on_mismatch": ON_MISMATCH,
+        "kv_cache_dtype": ("auto", "int8", "fp8"),
         "quantization": (None, "w8a16", "w8a8", "w4a16", "w4a8", "fp8"),
     }
 )
@@ -56,6 +56,7 @@ class EngineArgs:
       check_fingerprint: Whether an artifact must reproduce the log-probabilities of a fixed prompt before it serves.
       seed: Decides the draws of requests that bring no seed.
       quantization: Scheme that weights are stored by; None leaves them as they are.
+      kv_cache_dtype: What rows of caches are stored as; "auto" leaves them as they are.
       tensor_parallel_size: Devices that share every layer; None is one, or what the model was compiled for.
     """
 

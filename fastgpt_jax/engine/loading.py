@@ -52,9 +52,11 @@ def _check_compiled(args: EngineArgs) -> CompiledModel:
         value, found = getattr(args, name), getattr(args.model, name)
         if value is not None and value != found:
             raise UserError(f"{name}={value}, but the model was compiled for {found}; compile it again")
-    if args.dtype != "auto" or args.tokenizer is not None or args.quantization is not None:
+    is_asked = (args.dtype, args.tokenizer, args.quantization, args.kv_cache_dtype) != ("auto", None, None, "auto")
+    if is_asked:
         raise UserError(
-            "dtype, tokenizer and quantization are decided when a model is compiled; leave them out for a compiled one"
+            "dtype, tokenizer, quantization and kv_cache_dtype are decided when a model is compiled; leave them out "
+            "for a compiled one"
         )
     return args.model
 
@@ -70,7 +72,14 @@ def _compile(args: EngineArgs) -> CompiledModel:
     longest = loaded.generation.max_model_len
     if args.max_model_len is not None and args.max_model_len > longest:
         raise UserError(f"max_model_len must be at most the model's own {longest}, got {args.max_model_len}")
-    names = ("max_num_seqs", "max_num_batched_tokens", "max_logprobs", "tensor_parallel_size", "quantization")
+    names = (
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "max_logprobs",
+        "tensor_parallel_size",
+        "quantization",
+        "kv_cache_dtype",
+    )
     chosen = {name: value for name in names if (value := getattr(args, name)) is not None}
     config = dataclasses.replace(CompileConfig(max_model_len=args.max_model_len or longest), **chosen)
     return compile_model(loaded, config=config)

@@ -19,6 +19,7 @@ from passes import compat, replay
 from passes.graph import Value
 from passes.incremental.plan import Frame, Loop, Plan
 from passes.incremental.roles import Demand, Keys, Rows
+from passes.incremental.row_format import RowFormat
 from passes.incremental.site import Site, restricted_shape
 from passes.incremental.state import State
 from passes.ops.kv_update_read import kv_update_read
@@ -61,6 +62,7 @@ class Context:
     memory: Memory
     widening: Widening
     unroll: bool
+    row_format: RowFormat | None = None
     layers: tuple[Any, ...] = ()
     loop_inputs: dict[Demand, Any] = field(default_factory=dict)
 
@@ -117,13 +119,24 @@ class Context:
         valid = jnp.arange(self.num_rows) < self.count
         positions = jnp.where(valid, self.positions, jnp.iinfo(jnp.int32).max)
         length = state.value.shape[state.time_dim]
-        view, pool = kv_update_read(
-            self.memory.pools[state], self.layers, rows, positions, self.request.pages, length=length
-        )
-        self.memory.pools[state] = pool
+        view = self._write_and_read(state, rows, positions, length)
         written = jnp.arange(length) < self.start + self.count
         view = jnp.where(written.reshape(-1, *[1] * (view.ndim - 1)), view, view[:1])
         return jnp.moveaxis(view, 0, state.time_dim)
+
+    def _write_and_read(self, state: State, rows: Any, positions: Any, length: int) -> Any:
+        """Rows into the pools of a state, and the first `length` rows out of them."""
+
+        def through(pool: Any, rows: Any) -> tuple[Any, Any]:
+            return kv_update_read(pool, self.layers, rows, positions, self.request.pages, length=length)
+
+        if self.row_format is None or not self.row_format.holds(state):
+            view, self.memory.pools[state] = through(self.memory.pools[state], rows)
+            return view
+        pairs = zip(self.memory.pools[state], self.row_format.pack(rows), strict=True)
+        views, pools = zip(*(through(pool, packed) for pool, packed in pairs), strict=True)
+        self.memory.pools[state] = pools
+        return self.row_format.unpack(*views, rows.dtype)
 
     def window(self, state: State, rows: Any, shift: int) -> Any:
         """The rows `shift` tokens before the new ones, from a window of the last rows, which moves on."""
@@ -150,21 +163,23 @@ def run(
     last_row: bool = False,
     widening: Widening = SAME,
     unroll: bool = False,
+    row_format: RowFormat | None = None,
 ) -> tuple[Any, dict[State, Any], dict[State, Any]]:
     """Runs the step for one request.
 
     Args:
       inputs: Arrays for the graph inputs other than the tokens.
-      pools: For each kv state `[*lead, P, Z, *row]`.
+      pools: For each kv state `[*lead, P, Z, *row]`, or such a pool of rows and one of scales.
       own: For each window and carry its array `[*lead, *shape]`.
       last_row: Make the logits of the last valid row only; what comes before the vocabulary projection is made for all.
       unroll: Write layer loops out instead of scanning (faster on CPU).
+      row_format: How rows of caches are stored; None as they are.
 
     Returns: The first output in the rows of the new tokens (or the last), the pools, and the request's own state.
     """
     memory = Memory(dict(pools), dict(own), dict(own))
     wide = {v: widening.array(x) for v, x in inputs.items()}
-    context = Context(plan, wide, request, memory, widening, unroll)
+    context = Context(plan, wide, request, memory, widening, unroll, row_format)
     if last_row:
         out = _last_row(context)
     else:
