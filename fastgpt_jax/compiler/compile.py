@@ -175,6 +175,7 @@ def compile(
     exact = Program(captured.graph, plan, config.max_num_seqs, unroll)
     program = dataclasses.replace(exact, row_format=ROW_FORMATS.get(config.kv_cache_dtype))
     distribution.state_specs(program)  # refuses before the work
+    notes |= distribution.notes(leaf_paths(params))
     leaves = distribution.place_weights(leaf_paths(params), jax.tree.leaves(params))
     certificate = certify(captured, exact, leaves)
     if certificate.min_first_chunk > max_model_len:

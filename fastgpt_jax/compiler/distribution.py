@@ -70,6 +70,14 @@ class Distribution:
             raise UserError(str(error)) from error
         return [jax.device_put(x, self.sharding(names_of_spec(s))) for x, s in zip(leaves, specs, strict=True)]
 
+    def notes(self, paths: Sequence[str]) -> dict[str, str]:
+        """What a user should know: parameters that no rule names, which every device holds whole."""
+        unmatched = [path for path in paths if self.rules.axes_of(path) is None]
+        if self.placement is None or not unmatched:
+            return {}
+        more = f" and {len(unmatched) - 1} more parameters" if len(unmatched) > 1 else ""
+        return {"sharding_rules": f"no rule names {unmatched[0]}{more}, so every device holds it whole"}
+
     def state_specs(self, program: Program) -> list[Spec]:
         """The specs of a program's state, in the order of its leaves: pools by KV heads, what a request owns whole.
 

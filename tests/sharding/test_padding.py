@@ -16,7 +16,7 @@ from fastgpt_jax.models import GPT2, GPT2Config, Llama
 from fastgpt_jax.models.layers.mlp import ACTIVATIONS
 from sharding import LogicalAxis, rules_of_templates
 from tests.filled_model import make_filled_model
-from tests.sharding.placed_llama import CONFIG
+from tests.sharding.placed import CONFIG
 
 GPT2_CONFIG = GPT2Config(
     vocab_size=30,

@@ -22,10 +22,10 @@ from fastgpt_jax.errors import UserError
 from fastgpt_jax.models import GPT2, GPT2Config, Llama
 from sharding import LogicalAxis, Rules, count_collectives, spec_of_names
 from tests.filled_model import make_filled_model
-from tests.sharding import placed_llama
+from tests.sharding import placed
 from tests.shared_data import shared_path
 
-CONFIG = dataclasses.replace(placed_llama.CONFIG, num_hidden_layers=1)
+CONFIG = dataclasses.replace(placed.CONFIG, num_hidden_layers=1)
 SMALL = CompileConfig(
     max_model_len=24,
     max_num_seqs=2,
@@ -120,11 +120,11 @@ def test_a_function_of_the_users_own_is_cut_by_its_rules():
         t = jax.numpy.arange(tokens.shape[1])
         scores = jax.numpy.where(t[:, None] >= t[None], scores, -1e9)
         mixed = jax.numpy.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores), v)
-        return (x + jax.numpy.einsum("btnh,nhd->btd", mixed, params["o"])) @ params["embed"].T
+        return (x + jax.numpy.einsum("btnh,nhd->btd", mixed, params["o"]) + params["extra"]) @ params["embed"].T
 
     random = np.random.RandomState(0)
     # So wide that keys and values are cached, not what they are made of.
-    shapes = {"embed": (44, 96), "q": (96, 4, 8), "k": (96, 4, 8), "v": (96, 4, 8), "o": (4, 8, 96)}
+    shapes = {"embed": (44, 96), "q": (96, 4, 8), "k": (96, 4, 8), "v": (96, 4, 8), "o": (4, 8, 96), "extra": (96,)}
     params = {name: 0.1 * random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     heads = (None, LogicalAxis.KV_HEADS, LogicalAxis.HEAD_DIM)
     rules = Rules(
@@ -134,6 +134,7 @@ def test_a_function_of_the_users_own_is_cut_by_its_rules():
     config = dataclasses.replace(SMALL, sharding_rules=rules)
     one = compile_model(forward, params, config=config)
     four = compile_model(forward, params, config=dataclasses.replace(config, tensor_parallel_size=4))
+    assert not one.notes and "no rule names extra, so every device holds it whole" in four.notes["sharding_rules"]
     assert greedy_tokens(four) == greedy_tokens(one)
     assert count_collectives(four.steps[DECODE].run) == {"all-reduce": 2, "all-gather": 1}
     assert all("tensor" in x.sharding.spec for x in four.init_state())

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from sharding import DivisibilityError, count_collectives
-from tests.sharding.placed_llama import CONFIG, RULES, compile_on, make_forward
+from tests.sharding.placed import CONFIG, RULES, compile_on, make_forward
 
 
 @pytest.mark.parametrize(

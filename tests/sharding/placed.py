@@ -1,4 +1,4 @@
-"""A tiny Llama whose heads divide among eight devices, and its forward on a mesh by the rules of its family."""
+"""Forwards on a mesh by the rules of their families; a tiny Llama whose heads divide among eight devices."""
 
 import jax
 import numpy as np
@@ -27,7 +27,12 @@ TOKENS = np.arange(24, dtype=np.int32).reshape(2, 12) * 5 % 64
 
 def make_forward():
     """Returns the forward and its parameters by dotted path."""
-    graphdef, state = nnx.split(make_filled_model(Llama, CONFIG))
+    return forward_of(make_filled_model(Llama, CONFIG))
+
+
+def forward_of(model):
+    """Returns a module's forward and its parameters by dotted path."""
+    graphdef, state = nnx.split(model)
     flat, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat]
 
@@ -38,11 +43,15 @@ def make_forward():
 
 
 def compile_on(num_devices):
-    """Returns the forward compiled for that many devices, and its parameters placed on them."""
-    forward, params = make_forward()
+    """Returns the tiny Llama's forward compiled for that many devices, its parameters placed on them, and tokens."""
+    return place(*make_forward(), RULES, num_devices, TOKENS)
+
+
+def place(forward, params, rules, num_devices, tokens):
+    """Returns a forward compiled for that many devices, its parameters placed on them, and the tokens."""
     mesh = make_mesh(num_devices)
-    specs = RULES.assign({name: leaf.shape for name, leaf in params.items()}, mesh_sizes(mesh)).specs
+    specs = rules.assign({name: leaf.shape for name, leaf in params.items()}, mesh_sizes(mesh)).specs
     placed = {name: jax.device_put(leaf, NamedSharding(mesh, specs[name])) for name, leaf in params.items()}
-    tokens = jax.device_put(TOKENS, NamedSharding(mesh, PartitionSpec()))
+    tokens = jax.device_put(tokens, NamedSharding(mesh, PartitionSpec()))
     run = jax.jit(forward, out_shardings=NamedSharding(mesh, PartitionSpec()))
     return run.lower(placed, tokens).compile(), placed, tokens
