@@ -133,10 +133,12 @@ class Context:
         if self.row_format is None or not self.row_format.holds(state):
             view, self.memory.pools[state] = through(self.memory.pools[state], rows)
             return view
-        pairs = zip(self.memory.pools[state], self.row_format.pack(rows), strict=True)
-        views, pools = zip(*(through(pool, packed) for pool, packed in pairs), strict=True)
-        self.memory.pools[state] = pools
-        return self.row_format.unpack(*views, rows.dtype)
+        qvalue, scale = self.row_format.pack(rows)
+        pool, scale_pool = self.memory.pools[state]
+        view, pool = through(pool, qvalue)
+        scale_view, scale_pool = through(scale_pool, scale)
+        self.memory.pools[state] = pool, scale_pool
+        return self.row_format.unpack(view, scale_view, rows.dtype)
 
     def window(self, state: State, rows: Any, shift: int) -> Any:
         """The rows `shift` tokens before the new ones, from a window of the last rows, which moves on."""

@@ -12,27 +12,24 @@ the largest in its group; of a product on random operands it is the scheme's `bu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from jax import lax
 
 from passes import compat
 from passes.dce import dce
 from passes.graph import Graph, Op, Value
 from passes.numerics import Numerics
-from passes.ops.dequantize import dequantize
-from passes.ops.quantized_dot import quantized_dot
 from passes.ops.stored import stored
 from passes.quantization import schemes
 from passes.quantization.instances import make_instance
 from passes.quantization.packing import XLA, Packing
+from passes.quantization.replacements import product, rows_of_table
 from passes.quantization.rules import QuantizationRule, Rules, find_rule
 from passes.quantization.schemes import Scheme
 from passes.quantization.scopes import Scope
 from passes.quantization.sites import Site, find_sites
-from passes.quantization.views import Canonical, Factor, Part, in_root_order
+from passes.quantization.views import Canonical
 from passes.regions import Role, Slot, set_slots, slots
 from passes.result import PassResult, Remark
 from passes.rewrite import Rewrite, RewriteCounter
@@ -217,10 +214,9 @@ class _Run:
         graphs: dict[int, Graph] = {}
         for plan in plans:
             kept = self._bring_in(plan, self._store(plan))
-            fn, operands = (_dot_of if plan.site.kind == "dot" else _rows_of)(plan, self._packing)
-            ops, (result,) = self._splicer.splice(
-                _function_key(plan), fn, [*operands, *kept.values], plan.site.op.source
-            )
+            replacement = product if plan.site.kind == "dot" else rows_of_table
+            fn, operand = replacement(plan.site, plan.scheme, self._packing)
+            ops, (result,) = self._splicer.splice(_function_key(plan), fn, [operand, *kept.values], plan.site.op.source)
             self._instead[id(plan.site.op)] = ops, result
             for scope in (plan.site.scope, plan.site.view.scope):
                 graphs[id(scope.graph)] = scope.graph
@@ -286,137 +282,3 @@ def _function_key(plan: _Plan) -> Any:
     root = tuple(tuple((f.part, f.size) for f in factors) for factors in view.dims)
     params = tuple(sorted(((k, v) for k, v in op.params.items() if k not in ("out_sharding",)), key=lambda i: i[0]))
     return plan.site.kind, plan.site.operand, plan.scheme, plan.canonical, operand, root, params, op.result.dtype
-
-
-Rewritten = tuple[Callable[..., Any], list[Value]]
-
-
-def _dot_of(plan: _Plan, packing: Packing) -> Rewritten:
-    """The product as a function of its activations and what is stored of its weight."""
-    site, op = plan.site, plan.site.op
-    contracted, batch = op.params["dimension_numbers"]
-    of_weight, of_x = contracted[site.operand], contracted[1 - site.operand]
-    x_batch = batch[1 - site.operand]
-    x = op.operands[1 - site.operand]
-    view = site.view
-    free_dims = [d for d in range(site.weight.aval.ndim) if d not in of_weight and d not in batch[site.operand]]
-    x_free = [d for d in range(x.aval.ndim) if d not in of_x and d not in x_batch]
-    to_rows = _x_to_rows(x, view.operand_dims, in_root_order(view, Part.CONTRACTED), of_weight, of_x, x_batch, x_free)
-    to_result = _channels_to_result(
-        op.result.shape,
-        len(x_batch),
-        len(x_free),
-        in_root_order(view, Part.FREE),
-        [view.operand_dims[d] for d in free_dims],
-        is_weight_first=site.operand == 0,
-    )
-    dtype, precision, scheme = op.result.dtype, op.params["precision"], plan.scheme
-
-    def fn(x: Any, *stored_weight: Any) -> Any:
-        out = quantized_dot(
-            to_rows(x),
-            *stored_weight,
-            scheme=scheme,
-            packing=packing,
-            num_batch=len(x_batch),
-            precision=precision,
-            preferred_element_type=dtype,
-        )
-        return to_result(out)
-
-    return fn, [x]
-
-
-def _x_to_rows(
-    x: Value,
-    operand_dims: Sequence[Sequence[Factor]],
-    wanted: Sequence[Factor],
-    of_weight: Sequence[int],
-    of_x: Sequence[int],
-    x_batch: Sequence[int],
-    x_free: Sequence[int],
-) -> Callable[[Any], Any]:
-    """`[*batch, *free, K]` of the activations, K in the order of the stored weight."""
-    split: list[int] = []
-    place: dict[Any, int] = {}
-    for d, size in enumerate(x.shape):
-        if d in of_x:
-            for factor in operand_dims[of_weight[list(of_x).index(d)]]:
-                place[factor] = len(split)
-                split.append(factor.size)
-        else:
-            place[d] = len(split)
-            split.append(size)
-    order = [place[d] for d in (*x_batch, *x_free)] + [place[factor] for factor in wanted]
-    shape = (*(x.shape[d] for d in (*x_batch, *x_free)), math.prod(f.size for f in wanted))
-
-    def to_rows(x: Any) -> Any:
-        return _permuted(x, split, order, shape)
-
-    return to_rows
-
-
-def _channels_to_result(
-    shape: Sequence[int],
-    num_batch: int,
-    num_free: int,
-    found: Sequence[Factor],
-    wanted: Sequence[Sequence[Factor]],
-    *,
-    is_weight_first: bool,
-) -> Callable[[Any], Any]:
-    """From `[*batch, *free, O]` to the result of the product, whose channels are dimensions of the weight."""
-    before = num_batch + num_free
-    channels = [before + list(found).index(factor) for factors in wanted for factor in factors]
-    leading, free = list(range(num_batch)), list(range(num_batch, before))
-    order = leading + (channels + free if is_weight_first else free + channels)
-
-    def to_result(out: Any) -> Any:
-        return _permuted(out, [*out.shape[:before], *(f.size for f in found)], order, shape)
-
-    return to_result
-
-
-def _permuted(x: Any, split: Sequence[int], order: Sequence[int], shape: Sequence[int]) -> Any:
-    """Reshape, transpose, reshape; none of them where nothing changes."""
-    x = x if tuple(split) == x.shape else x.reshape(tuple(split))
-    x = x if list(order) == sorted(order) else lax.transpose(x, tuple(order))
-    return x if tuple(shape) == x.shape else x.reshape(tuple(shape))
-
-
-def _rows_of(plan: _Plan, packing: Packing) -> Rewritten:
-    """The look-up as a function of its indices and what is stored of its table."""
-    op, view, scheme = plan.site.op, plan.site.view, plan.scheme
-    numbers, params = op.params["dimension_numbers"], op.params
-    (axis,) = numbers.start_index_map
-    dims = [view.operand_dims[d] for d in range(op.operands[0].aval.ndim) if d != axis]
-    found = in_root_order(view, Part.CONTRACTED)
-    num_batch = op.result.aval.ndim - len(numbers.offset_dims)
-    size, dtype, result_shape = plan.canonical.shape[-1], op.result.dtype, op.result.shape
-    inner_shape = [math.prod(f.size for f in factors) for factors in dims]
-
-    def rows(table: Any, indices: Any, fill_value: Any) -> Any:
-        return lax.gather(
-            table,
-            indices,
-            lax.GatherDimensionNumbers(offset_dims=(num_batch,), collapsed_slice_dims=(0,), start_index_map=(0,)),
-            (1, table.shape[1]),
-            unique_indices=params["unique_indices"],
-            indices_are_sorted=params["indices_are_sorted"],
-            mode=params["mode"],
-            fill_value=fill_value,
-        )
-
-    def fn(indices: Any, qvalue: Any, scale: Any, *origin: Any) -> Any:
-        # Rows outside the table are finite numbers times the fill value, NaN or 0, which is that value again.
-        fill = params["fill_value"]
-        taken = [rows(qvalue, indices, 0), rows(scale, indices, fill), *(rows(w, indices, fill) for w in origin)]
-        out = dequantize(*taken, scheme=scheme, packing=packing, size=size, dtype=dtype)
-        order = [*range(num_batch), *(num_batch + found.index(f) for factors in dims for f in factors)]
-        batch = out.shape[:num_batch]
-        out = _permuted(out, [*batch, *(f.size for f in found)], order, (*batch, *inner_shape))
-        rest = [d for d in range(len(result_shape)) if d not in numbers.offset_dims]
-        at = {d: i for i, d in enumerate([*rest, *numbers.offset_dims])}
-        return _permuted(out, out.shape, [at[d] for d in range(len(result_shape))], result_shape)
-
-    return fn, [op.operands[1]]

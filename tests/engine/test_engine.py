@@ -196,7 +196,7 @@ def test_a_mistake_is_one_clear_line(compiled, prompts, params, message):
         ({"tensor_parallel_size": 2}, "tensor_parallel_size=2, but the model was compiled for 1"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size must be an integer of at least 1"),
         ({"pipeline_parallel_size": 4}, "pipeline_parallel_size=4 is not supported"),
-        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype='fp8' is not supported"),
+        ({"kv_cache_dtype": "int4"}, "kv_cache_dtype must be one of auto, int8, fp8, got 'int4'"),
         ({"max_num_seq": 2}, "did you mean max_num_seqs"),
         ({"max_num_seqs": 0}, "max_num_seqs must be an integer of at least 1"),
         ({"max_model_len": 1}, "max_model_len must be an integer of at least 2"),
