@@ -52,3 +52,8 @@ def test_wrong_input_is_refused_under_python_O():
         "except ValueError as error: print('refused' if not __debug__ else 'not optimized')"
     )
     assert run_python("-O", "-c", code).strip() == "refused"
+
+
+def test_no_tool_shadows_a_module_of_python():
+    tools = {path.stem for path in (ROOT / "tools").glob("*.py")}
+    assert "xray" in tools and not tools & sys.stdlib_module_names

@@ -1,14 +1,15 @@
 """`fastgpt demo`: the whole idea on the embedded model, within a minute and with no download.
 
-It explains what the compiler finds in a plain training forward, compiles it, streams a scene, and measures tokens a
-second beside recomputing the full forward for every token, in the same process. The scene goes to standard output, all
-else to standard error.
+It explains what the compiler finds in a plain training forward, compiles it, streams a scene, measures tokens a second
+beside recomputing the full forward for every token, in the same process, and writes the X-ray of the compiled step. The
+scene goes to standard output, all else to standard error.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from importlib import resources
@@ -20,9 +21,12 @@ from flax import nnx
 from fastgpt_jax.checkpoint import LoadedModel, load_model
 from fastgpt_jax.cli.common import run, to_options
 from fastgpt_jax.cli.recompute import Recompute
+from fastgpt_jax.cli.xray_html import render_html
 from fastgpt_jax.compiler.compile import compile as compile_model
 from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.explain import explain
+from fastgpt_jax.compiler.roofline import MACHINES
+from fastgpt_jax.compiler.xray import xray
 from fastgpt_jax.engine.llm import LLM
 from fastgpt_jax.engine.prompts import encode_prompt
 from fastgpt_jax.sampling.params import SamplingParams
@@ -99,7 +103,17 @@ def execute(options: Options) -> int:
     _say(f"served with the derived cache    {speed.num_tokens / speed.served_s:8.0f} tokens/s")
     _say(f"the full forward for every token {speed.num_tokens / speed.recomputed_s:8.0f} tokens/s")
     _say(f"ratio {speed.ratio:.1f}; {speed.num_equal} of {speed.num_tokens} tokens equal")
+    _title("Inside the compiled step: open this page")
+    _say(str(write_xray(loaded, config)))
     return 0
+
+
+def write_xray(loaded: LoadedModel, config: CompileConfig) -> Path:
+    """Writes the X-ray of a model as a page into a folder of its own; returns the file."""
+    found = xray(loaded, config=config, name="the demo model", machine=MACHINES["cpu"])
+    page = Path(tempfile.mkdtemp(prefix="fastgpt-demo-")) / "xray.html"
+    page.write_text(render_html(found, found.stages[-1].name), encoding="utf-8")
+    return page
 
 
 def demo_folder() -> Path:

@@ -17,6 +17,7 @@ TOOLS: Mapping[str, str] = MappingProxyType(
         "doctor": "print what this machine and installation can do, and check an artifact",
         "explain": "print what will be cached, carried, recognised or refused in a model",
         "generate": "continue prompts with a model",
+        "inspect": "look through a model: its decode step after each pass, beside the lines it came from",
         "train": "train a small model from a text file",
     }
 )

@@ -1,5 +1,7 @@
 """`fastgpt demo`: the scene on standard output, the measurements on standard error."""
 
+from pathlib import Path
+
 import pytest
 
 from fastgpt_jax.cli.demo import main
@@ -14,6 +16,8 @@ def test_it_explains_streams_and_measures(capsys):
     served, recomputed = (line for line in err.splitlines() if line.endswith("tokens/s"))
     assert float(served.split()[-2]) > float(recomputed.split()[-2])
     assert "509 of 509 tokens equal" in err
+    page = Path(err.splitlines()[-1])
+    assert page.name == "xray.html" and page.read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize(
