@@ -50,7 +50,11 @@ def find_layout(found: Attention, products: Sequence[Product], masked: Sequence[
     Raises:
       NoMatch: An axis fits no role, so that this is no attention.
     """
-    axes, keys, op = found.axes, found.summed, products[0].op
+    axes, keys, op = found.axes, found.axes.expand(found.summed), products[0].op
+    operands = [view for p in products for view in (p.first, p.second)]
+    for dims in (found.dims, *(view.dims for view in (*operands, found.values, found.score))):
+        if len(set(axes.flat(dims))) != len(axes.flat(dims)):
+            raise NoMatch("two axes of one value would have to be the same", op, near=True)
     widths = tuple(axes.expand(product.contracted) for product in products)
     width = {axis for axes_of in widths for axis in axes_of}
     query = _own(axes, [p.first for p in products], width)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from jax import lax
 
+from passes.attention.constants import index_form
 from passes.attention.expression import Apply, Constant, Expression, Index, Leaf, Role, walk
-from passes.axes import Axes, Axis, View
+from passes.axes import Axes, Axis, View, size_of
 from passes.graph import Op, Value
 from passes.incremental.rules.pointwise import POINTWISE
 
@@ -99,7 +100,11 @@ class Lifting:
         first = const.reshape(-1)[0]
         if const.size == 1 or np.array_equal(const, np.broadcast_to(first, const.shape)):
             return Constant(first.item() if const.dtype.kind in "biuf" else float(first), str(const.dtype))
-        return self._leaf(value, at)
+        try:
+            indices = [self._index(p, "int32") if size > 1 else None for p, size in zip(at, const.shape, strict=True)]
+        except NotLiftable:
+            return self._leaf(value, at)
+        return index_form(const, indices) or self._leaf(value, at)
 
     def _index(self, position: Position, dtype: str) -> Expression:
         """The number that a position is."""
@@ -132,8 +137,8 @@ class Lifting:
                     raise NotLiftable("an array along an axis that is none of the scores'")
                 if role not in roles:
                     roles.append(role)
-            if not position and size > 1:
-                raise NotLiftable("an array along an axis that was lost")
+            if size_of(position) != size:
+                raise NotLiftable("an array of which a part is read")
         view = View(value, tuple(p for p in at if not isinstance(p, Expression)))
         for number, leaf in enumerate(self.leaves):
             if leaf == view:

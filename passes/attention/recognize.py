@@ -361,7 +361,11 @@ class _Search:
         """A softmax over scores with a column of sinks joined on, which is cut off again."""
         whole, keys = op.operands[0], self.axes.expand(summed)
         cut = [d for d, dim in enumerate(view.dims) if whole.shape[d] != op.result.shape[d] and dim]
-        if len(cut) != 1 or self.axes.expand(view.dims[cut[0]]) != keys or any(s != 1 for s in op.params["strides"] or ()):
+        if (
+            len(cut) != 1
+            or self.axes.expand(view.dims[cut[0]]) != keys
+            or any(s != 1 for s in op.params["strides"] or ())
+        ):
             raise NoMatch("the weights are a part of something", op)
         (joined,) = fresh([whole.shape[cut[0]]])
         dims = tuple(joined if d == cut[0] else dim for d, dim in enumerate(view.dims))
@@ -373,7 +377,11 @@ class _Search:
         sizes = [v.shape[place] for v in concatenate.operands]
         start = op.params["start_indices"][cut[0]]
         kept = [i for i in range(len(sizes)) if sum(sizes[:i]) == start and sizes[i] == op.result.shape[cut[0]]]
-        if self.axes.expand(score.dims[place]) != self.axes.expand(joined) or len(kept) != 1 or sum(sizes) != sizes[kept[0]] + 1:
+        if (
+            self.axes.expand(score.dims[place]) != self.axes.expand(joined)
+            or len(kept) != 1
+            or sum(sizes) != sizes[kept[0]] + 1
+        ):
             raise NoMatch("the softmax is of other things joined than scores and one sink", op, near=True)
         self.inside.update((op, concatenate))
         scores = View(concatenate.operands[kept[0]], _with(score.dims, place, keys))
@@ -389,18 +397,8 @@ class _Search:
         for _ in range(8):
             above = users.get(seen, [])
             quotients = [u for u in above if u.name in ("div", "mul") and len(u.results) == 1]
-            if len(above) == 1 and not quotients and len(above[0].results) == 1:
-                layout = above[0]
-                if layout.name not in (
-                    "transpose",
-                    "reshape",
-                    "squeeze",
-                    "convert_element_type",
-                    "expand_dims",
-                    "copy",
-                ):
-                    break
-                seen = layout.results[0]
+            if len(above) == 1 and not quotients and _only_moves(above[0]):
+                seen = above[0].result
                 continue
             for op in quotients:
                 found = self._try_quotient(op, seen, value, dims, softmax)
@@ -480,6 +478,12 @@ class _Search:
         if any(behind):
             self.inside.add(op)
         return any(behind)
+
+
+def _only_moves(op: Op) -> bool:
+    """Whether an operation lays the same elements out otherwise, or casts them."""
+    moves = ("transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "copy")
+    return op.name in moves and op.result.size == op.operands[0].size
 
 
 def _with(dims: Dims, place: int, dim: tuple[Axis, ...]) -> Dims:

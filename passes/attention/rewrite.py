@@ -128,6 +128,8 @@ def _emit(
     value = place(values, layout.batch, layout.keys, layout.kv_heads, layout.value_width)
     lifted = [place(o, layout.batch, layout.queries, layout.heads, layout.keys, is_full=False) for o in leaves]
     sink = [place(o, layout.batch, layout.queries, layout.heads, is_full=False) for o in sinks]
+    if found.base != 1.0:
+        sink = [x.astype(jnp.float32) * found.base for x in sink]
     out = attend(
         _joined(query),
         _joined(key),

@@ -65,8 +65,15 @@ def scores_of(query: Any, key: Any, leaves: Sequence[Any], score: Expression, co
     B, T, N, H = query.shape
     S, K = key.shape[1:3]
     grouped = query.reshape(B, T, K, N // K, H)
-    core = jnp.einsum("BTKGH,BSKH->BTKGS", grouped, key, preferred_element_type=core_dtype).reshape(B, T, N, S)
+    core = _product("BTKGH,BSKH->BTKGS", grouped, key, core_dtype).reshape(B, T, N, S)
     return jnp.broadcast_to(evaluate(score, core, index_grid((B, T, N, S)), leaves), core.shape)
+
+
+def _product(axes: str, first: Any, second: Any, dtype: Any) -> Any:
+    """Widens operands to the result's dtype, which is exact: XLA's CPU backend does not run every mixed product."""
+    if np.dtype(dtype).itemsize > max(first.dtype.itemsize, second.dtype.itemsize):
+        first, second = first.astype(dtype), second.astype(dtype)
+    return jnp.einsum(axes, first, second, preferred_element_type=dtype)
 
 
 def index_grid(sizes: Sequence[int]) -> dict[Role, Any]:
@@ -101,7 +108,7 @@ def _meaning(
     B, T, N, S = weights.shape
     K = key.shape[2]
     grouped = weights.reshape(B, T, K, N // K, S)
-    out = jnp.einsum("BTKGS,BSKE->BTKGE", grouped, value.astype(weight_dtype), preferred_element_type=out_dtype)
+    out = _product("BTKGS,BSKE->BTKGE", grouped, value.astype(weight_dtype), out_dtype)
     return out.reshape(B, T, N, value.shape[-1])
 
 
