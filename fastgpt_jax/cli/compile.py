@@ -270,8 +270,8 @@ def _derive(source: ModelSource, config: CompileConfig) -> Compiled:
     error = compiled.certificate.worst_error
     took = format_seconds(time.monotonic() - started)
     _say(f"traced, derived and certified in {took}; equal to the forward within {error:.1e} of the largest logit")
-    if "quantization_rules" in compiled.notes:
-        _say(compiled.notes["quantization_rules"])
+    for name, note in compiled.notes.items():
+        _say(f"{name}: {note}")
     return compiled
 
 

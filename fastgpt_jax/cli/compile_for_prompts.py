@@ -56,7 +56,6 @@ def compile_for_prompts(
         is_strict=is_strict,
     )
     compiled = compile_model(source.model, source.params, config=config, tokenizer=source.tokenizer)
-    told = getattr(compiled, "notes", {}).get("quantization_rules")
-    if told is not None:
-        print(told, file=sys.stderr)
+    for name, note in compiled.notes.items():
+        print(f"{name}: {note}", file=sys.stderr)
     return compiled

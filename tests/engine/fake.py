@@ -64,6 +64,7 @@ class FakeCompiled:
     max_model_len: int = 24
     max_num_seqs: int = 4
     tensor_parallel_size: int = 1
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)
     vocab_size: int = VOCAB
     min_first_chunk: int = 1
     prefill_buckets: tuple[int, ...] = (4, 8)
