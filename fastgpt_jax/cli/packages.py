@@ -35,13 +35,13 @@ REQUIRED: Mapping[str, str] = MappingProxyType(
         "flax": "flax",
         "optax": "optax",
         "orbax-checkpoint": "orbax.checkpoint",
+        "huggingface_hub": "huggingface_hub",
     }
 )
 """Distributions that the project needs -> the module of each."""
 
 OPTIONAL: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "huggingface_hub": ("huggingface_hub", "downloads models that are named by id"),
         "matplotlib": ("matplotlib", "draws the loss curve of a training run"),
         "torch": ("torch", "only for the scripts that make goldens"),
         "transformers": ("transformers", "only for the scripts that make goldens"),
