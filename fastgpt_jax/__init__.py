@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fastgpt_jax.engine.args import EngineArgs
     from fastgpt_jax.engine.engine import LLMEngine
     from fastgpt_jax.engine.llm import LLM
+    from fastgpt_jax.kernels.attention.flash import flash_attn_func
     from fastgpt_jax.sampling.params import SamplingParams
     from passes.incremental.errors import NotServable
 
@@ -31,6 +32,7 @@ __all__ = [
     "NotServable",
     "SamplingParams",
     "compile",
+    "flash_attn_func",
     "load_model",
 ]
 
@@ -43,6 +45,7 @@ _MODULE_OF: Mapping[str, str] = MappingProxyType(
         "NotServable": "passes.incremental.errors",
         "SamplingParams": "fastgpt_jax.sampling.params",
         "compile": "fastgpt_jax.compiler.compile",
+        "flash_attn_func": "fastgpt_jax.kernels.attention.flash",
         "load_model": "fastgpt_jax.checkpoint",
     }
 )

@@ -6,6 +6,7 @@ elementwise in the scores, and reads run-time arrays through `Read` as masks do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,10 @@ class Score:
         """New scores; `head`, `q`, `k` and what `look` answers broadcast against them."""
         raise NotImplementedError
 
+    def apply(self, scores: Any, head: Any, q: Any, k: Any, leaves: Sequence[Any] = ()) -> Any:
+        """New scores, reads answered by one request's leaves."""
+        return self.evaluate(scores, head, q, k, lambda read: read.of(leaves[read.leaf], q, k, head))
+
 
 @dataclass(frozen=True)
 class Alibi(Score):
@@ -41,4 +46,5 @@ class Alibi(Score):
         return (Read(self.leaf, "head"),)
 
     def evaluate(self, scores: Any, head: Any, q: Any, k: Any, look: Look) -> Any:
-        return scores - look(self.reads[0]) * abs(q + self.shift - k).astype(scores.dtype)
+        slope = look(self.reads[0]).astype(scores.dtype)
+        return scores - slope * abs(q + self.shift - k).astype(scores.dtype)

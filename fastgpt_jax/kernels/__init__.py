@@ -1,0 +1,1 @@
+"""Hand-written kernels, each beside a reference that says what it means."""
