@@ -27,7 +27,7 @@ from fastgpt_jax.cli.xray_json import render_json
 from fastgpt_jax.cli.xray_text import render_text
 from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.roofline import MACHINES
-from fastgpt_jax.compiler.xray import XRay, xray, xray_artifact
+from fastgpt_jax.compiler.xray import DERIVED, XRay, xray, xray_artifact
 from fastgpt_jax.errors import UserError
 from passes.incremental.errors import NotServable
 from passes.registry import PASSES, parse_pipeline
@@ -102,10 +102,9 @@ def execute(options: Options) -> int:
     except NotServable as refusal:
         print(f"refused: {refusal}", file=sys.stderr)
         return EXIT_REFUSED
-    shown = options.after or found.stages[-1].name
-    if shown not in (names := [stage.name for stage in found.stages]):
-        raise UserError(f"--after must be one of {', '.join(dict.fromkeys(names))}, got {shown!r}")
-    text = RENDERERS[options.format](found, shown)
+    names = [stage.name for stage in found.stages]
+    _check_after(options, names)
+    text = RENDERERS[options.format](found, options.after or names[-1])
     if options.output is None:
         print(text)
     else:
@@ -114,14 +113,20 @@ def execute(options: Options) -> int:
     return 0
 
 
+def _check_after(options: Options, names: Sequence[str]) -> None:
+    if options.after is not None and options.after not in names:
+        raise UserError(f"--after must be one of {', '.join(dict.fromkeys(names))}, got {options.after!r}")
+
+
 def _look(options: Options) -> XRay:
     machine = MACHINES[options.machine]
     if not is_function_spec(options.model) and is_artifact(Path(options.model)):
         return xray_artifact(read_manifest(Path(options.model)), machine)
     try:
-        parse_pipeline(options.passes)
+        pipeline = parse_pipeline(options.passes)
     except ValueError as error:
         raise UserError(f"--passes: {error}") from error
+    _check_after(options, [DERIVED, *(entry.name for entry in pipeline)])
     if not is_function_spec(options.model):
         return _look_at(load_source(options.model, max_model_len=options.max_model_len), options)
     try:

@@ -26,6 +26,8 @@ _UNSAID = frozenset(
     "unique_indices weak_type".split()
 )
 _NUMPY_NUMBER = re.compile(r"np\.\w+\(([^()]*)\)")
+LEAST_REPEATED = 8
+"""Rows of the shortest stretch that is shown once."""
 _MAX_PARAM = 64
 _DTYPES = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u"}
 
@@ -100,7 +102,7 @@ def make_listing(
     lister = _Lister(machine, files, made_by)
     for value in graph.inputs:
         lister.define(value)
-    repeats = find_repeats([likeness(op) for op in graph.ops], live=num_live(graph))
+    repeats = find_repeats([likeness(op) for op in graph.ops], LEAST_REPEATED, num_live(graph))
     static = {v for v, known in zip(graph.inputs, is_static, strict=True) if known}
     shown = lister.add_top(graph, repeats, static)
     read = {number for row in lister.rows for number in row.operands if isinstance(number, int)}

@@ -14,7 +14,7 @@ from fastgpt_jax.compiler.roofline import MACHINES, Machine
 from fastgpt_jax.compiler.xray import DERIVED, XRay, xray
 from passes.repeats import Repeat, find_repeats
 
-NUM_LAYERS, WIDTH, VOCAB, T = 6, 8, 20, 48
+NUM_LAYERS, WIDTH, VOCAB, T = 5, 8, 20, 48
 H100 = MACHINES["h100"]
 
 
@@ -81,7 +81,7 @@ def test_stages_count_the_whole_program_and_say_what_a_pass_takes_away_and_makes
 
 def test_layers_that_are_alike_are_shown_once_and_counted(seen):
     listing = seen.stages[-1].listing
-    assert max(repeat.count for repeat in listing.repeats) >= 3
+    assert max(repeat.count for repeat in listing.repeats) >= 2
     copies = np.ones(len(listing.rows), int)
     for repeat in listing.repeats:
         copies[repeat.start : repeat.start + repeat.length] = repeat.count
@@ -91,18 +91,17 @@ def test_layers_that_are_alike_are_shown_once_and_counted(seen):
     assert len(listing.rows) < listing.num_ops
 
 
-def test_a_loop_over_layers_counts_its_turns():
-    rolled = look(scanned).stages[-1].listing
+def test_a_loop_over_layers_counts_its_turns(seen):
     config = CompileConfig(max_model_len=T, unroll_layers=False)
     in_loop = xray(scanned, make_params(), config, name="model", machine=H100).stages[-1].listing
     products = lambda listing: max(row.flops for row in listing.rows if row.name == "dot_general" and row.depth)
     assert products(in_loop) == NUM_LAYERS * 2 * T * WIDTH
-    assert 0.9 < in_loop.flops / rolled.flops < 1.1
+    assert 0.9 < in_loop.flops / seen.stages[-1].flops < 1.1
 
 
 def test_what_parameters_alone_determine_costs_a_step_nothing():
     def doubled(params, tokens):
-        return forward({**params, "embed": params["embed"] * 2.0 + 1.0}, tokens)
+        return params["embed"][tokens] @ (params["embed"] * 2.0 + 1.0).T
 
     rows = look(doubled).stages[-1].listing.rows
     prepared = [row for row in rows if row.is_prepared and row.name in ("mul", "add")]
@@ -112,8 +111,8 @@ def test_what_parameters_alone_determine_costs_a_step_nothing():
 def test_masks_are_drawn_layer_by_layer(seen):
     full, window = seen.masks.pictures
     assert full.origin == window.origin == "recognised"
-    assert (full.layers, window.layers) == (((0, 1), (3, 5)), ((2, 2),))
-    assert full.layer_text == "layers 0 to 1, 3 to 5" and window.layer_text == "layer 2"
+    assert (full.layers, window.layers) == (((0, 1), (3, 4)), ((2, 2),))
+    assert full.layer_text == "layers 0 to 1, 3 to 4" and window.layer_text == "layer 2"
     expected = [np.tril(np.ones((T, T), bool)), np.array(window_mask(T, 4))]
     for picture, mask in zip((full, window), expected, strict=True):
         assert picture.num_tokens == T and picture.rows == cells(mask)

@@ -109,12 +109,13 @@ function layOut(listing) {
   let y = 0, open = null;
   listing.rows.forEach((row, i) => {
     if (open && i === open.end) { boxes.push({...open, bottom: y}); y += 8; open = null; }
-    if (starts.has(i)) {
+    const isShown = k => showsQuiet || !isQuiet(listing.rows[k]);
+    if (starts.has(i) && listing.rows.slice(i, i + starts.get(i)[1]).some((_, k) => isShown(i + k))) {
       const [start, length, times] = starts.get(i);
       open = {top: y, end: start + length, times};
       y += TIMES;
     }
-    if (showsQuiet || !isQuiet(row)) { shown.push(i); tops[i] = y; y += ROW; }
+    if (isShown(i)) { shown.push(i); tops[i] = y; y += ROW; }
   });
   if (open) boxes.push({...open, bottom: y});
   const maker = new Map();
@@ -164,7 +165,7 @@ function drawGraph(listing, view) {
       if (box) {
         box.drawn = true;
         if (box.top > y) lines.push(el("div", {style: {height: box.top - y + "px"}}));
-        lines.push(el("div", {class: "times"}, el("b", {}, `${box.times} times`), "one behind the other, as the layers of the model are"));
+        lines.push(el("div", {class: "times"}, el("b", {}, `${box.times} times`), "one behind the other; the first is shown"));
         y = box.top + TIMES;
       }
       if (view.tops[i] > y) lines.push(el("div", {style: {height: view.tops[i] - y + "px"}}));
@@ -230,6 +231,7 @@ function drawSources(listing, view) {
     let previous = null;
     const lines = source.lines.flatMap(([line, text]) => {
       const key = `${number}-${line}`, rows = rowsOf.get(key) || [], time = times.get(key) || 0;
+      if (!rows.length && !text.trim()) { previous = previous === line - 1 ? line : previous; return []; }
       const node = el("div", {
         class: rows.length ? "code has" : "code", id: `line-${key}`,
         title: rows.length ? `${plural(rows.length, "operation")}, ${Math.round(1000 * time / (all || 1)) / 10} % of the least time` : "",
@@ -282,7 +284,7 @@ function drawMemory() {
       ` ${picture.origin} at ${picture.source}, ${plural(picture.num_tokens, "token")}${heads}`)));
   });
   const notes = D.masks.notes.map(note => el("p", {}, note));
-  const hint = figures.length ? [el("p", {}, "Rows are queries from the first token down, columns are keys; dark is seen.")] : [];
+  const hint = figures.length ? [el("p", {}, "Rows are queries from the first token down, columns are keys; what is filled is seen.")] : [];
   const masks = el("div", {class: "card"}, el("h2", {}, "Masks"), el("div", {class: "masks"}, figures), el("div", {class: "notes"}, notes, hint));
   document.getElementById("memory").append(el("div", {class: "pair"}, cache, masks));
 }
@@ -315,7 +317,7 @@ function drawRemarks() {
 function drawFoot() {
   const m = D.machine;
   document.getElementById("foot").append(
-    el("p", {}, `Least time: the larger of FLOPs at ${count(m.flops_per_s)}FLOP/s and bytes at ${bytes(m.bytes_per_s)}/s, as stated for ${m.name}. An operation of fewer than ${Math.round(m.balance)} FLOPs a byte waits for memory.`),
+    el("p", {}, `Least time: the larger of FLOPs at ${count(m.flops_per_s)}FLOP/s and bytes at ${count(m.bytes_per_s)}B/s, as stated for ${m.name}. An operation of fewer than ${Math.round(m.balance)} FLOPs a byte waits for memory.`),
     el("p", {}, "Bytes are what each operation reads and writes by itself, with nothing fused. FLOPs and bytes of an operation are of one copy; of a loop's body, of all its turns. An operation struck through is taken away by the next pass; its colour is that of the pass that made or changed it."));
 }
 
