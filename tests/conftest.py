@@ -8,12 +8,16 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import hypothesis
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
 import tests.typechecker  # noqa: F401 - the hook below looks it up as an attribute of `tests`
 
+# A busy machine is no failure.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook(["fastgpt_jax", "passes", "sharding"], "tests.typechecker.check")
 

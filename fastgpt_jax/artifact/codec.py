@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -17,6 +17,15 @@ T = TypeVar("T")
 
 class SchemaError(ValueError):
     """A JSON value is not what the dataclass says; the message names the place."""
+
+    def __init__(self, what: str, place: str = ""):
+        super().__init__(f"{place} {what}".strip())
+        self._what, self._place = what, place
+
+    def inside(self, place: str) -> SchemaError:
+        """The same, one level further out."""
+        joint = "" if not self._place or self._place.startswith("[") else "."
+        return SchemaError(self._what, f"{place}{joint}{self._place}")
 
 
 def encode(value: Any) -> Any:
@@ -30,66 +39,99 @@ def encode(value: Any) -> Any:
     return value
 
 
-def decode(kind: type[T], value: Any, where: str = "") -> T:
+def decode(kind: type[T], value: Any) -> T:
     """The dataclass of JSON values.
-
-    Args:
-      where: What the value is called in errors.
 
     Raises:
       SchemaError: A field is missing, unknown or of another type.
     """
-    return _decode(kind, value, where)
+    return _decoder(kind)(value)
+
+
+Decoder = Callable[[Any], Any]
 
 
 @functools.cache
-def _fields(kind: type) -> Mapping[str, Any]:
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, value, where)
+def _decoder(kind: Any) -> Decoder:
+    """The function that decodes values of a type; made once, since a manifest holds thousands of few types."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_decoder(kind)
     if origin is tuple:
-        return _decode_tuple(arguments, value, where)
-    if origin is Mapping or isinstance(origin, type) and issubclass(origin, Mapping):
-        _check(isinstance(value, dict), value, "an object", where)
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return _tuple_decoder(arguments)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return _mapping_decoder(_decoder(arguments[1]))
     if origin is typing.Literal:
-        _check(value in arguments, value, f"one of {', '.join(map(str, arguments))}", where)
-        return value
-    if origin in (types.UnionType, typing.Union):  # of a type and None
-        return None if value is None else _decode(next(a for a in arguments if a is not types.NoneType), value, where)
+        return _checked(lambda value: value in arguments, f"one of {', '.join(map(str, arguments))}")
+    if origin in (types.UnionType, typing.Union):
+        (inner,) = (_decoder(a) for a in arguments if a is not types.NoneType)
+        return lambda value: None if value is None else inner(value)
     if kind is float:
-        _check(isinstance(value, (int, float)) and not isinstance(value, bool), value, "a number", where)
-        return float(value)
-    _check(type(value) is kind, value, f"of type {kind.__name__}", where)
-    return value
+        is_number = _checked(lambda value: type(value) in (int, float), "a number")
+        return lambda value: float(is_number(value))
+    return _checked(lambda value: type(value) is kind, f"of type {kind.__name__}")
 
 
-def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
-    _check(isinstance(value, dict), value, "an object", where)
-    fields = _fields(kind)
-    for name in value:
-        _check(name in fields, name, f"a field of {kind.__name__}", where)
-    for name in fields:
-        if name not in value:
-            raise SchemaError(f"{where}.{name} is missing".lstrip("."))
-    return kind(**{name: _decode(hint, value[name], f"{where}.{name}".lstrip(".")) for name, hint in fields.items()})
+def _dataclass_decoder(kind: Any) -> Decoder:
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    decoders: dict[str, Decoder] = {}
+
+    def run(value: Any) -> Any:
+        if not decoders:  # a type may hold itself
+            decoders.update({name: _decoder(hint) for name, hint in fields.items()})
+        if not isinstance(value, dict):
+            raise SchemaError(_must_be("an object", value))
+        for name in value:
+            if name not in fields:
+                raise SchemaError(f"has no field {name}").inside(kind.__name__)
+        for name in fields:
+            if name not in value:
+                raise SchemaError("is missing").inside(name)
+        return kind(**{name: _at(name, decoder, value[name]) for name, decoder in decoders.items()})
+
+    return run
 
 
-def _decode_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    _check(isinstance(value, list), value, "a list", where)
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        arguments = (arguments[0],) * len(value)
-    _check(len(value) == len(arguments), value, f"a list of {len(arguments)}", where)
-    return tuple(
-        _decode(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(arguments, value, strict=True))
-    )
+def _tuple_decoder(arguments: tuple[Any, ...]) -> Decoder:
+    is_open = len(arguments) == 2 and arguments[1] is Ellipsis
+    decoders = [_decoder(argument) for argument in arguments if argument is not Ellipsis]
+
+    def run(value: Any) -> Any:
+        if not isinstance(value, list):
+            raise SchemaError(_must_be("a list", value))
+        each = decoders * len(value) if is_open else decoders
+        if len(each) != len(value):
+            raise SchemaError(_must_be(f"a list of {len(each)}", value))
+        return tuple(_at(f"[{i}]", decoder, item) for i, (decoder, item) in enumerate(zip(each, value, strict=True)))
+
+    return run
 
 
-def _check(holds: bool, value: Any, expected: str, where: str) -> None:
-    if not holds:
-        raise SchemaError(f"{where or 'the value'} must be {expected}, got {str(value)[:80]!r}")
+def _mapping_decoder(inner: Decoder) -> Decoder:
+    def run(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise SchemaError(_must_be("an object", value))
+        return {key: _at(key, inner, item) for key, item in value.items()}
+
+    return run
+
+
+def _at(place: str, decoder: Decoder, value: Any) -> Any:
+    try:
+        return decoder(value)
+    except SchemaError as error:
+        raise error.inside(place) from None
+
+
+def _checked(holds: Callable[[Any], bool], expected: str) -> Decoder:
+    def run(value: Any) -> Any:
+        if not holds(value):
+            raise SchemaError(_must_be(expected, value))
+        return value
+
+    return run
+
+
+def _must_be(expected: str, value: Any) -> str:
+    return f"must be {expected}, got {str(value)[:80]!r}"

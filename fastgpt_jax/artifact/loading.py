@@ -22,7 +22,7 @@ from fastgpt_jax.artifact.entry_points import Buckets, EntryPointKey, Variant
 from fastgpt_jax.artifact.environment import current_environment
 from fastgpt_jax.artifact.executable import ArrayType, Placement, Signature, compile_portable, deserialize, init_zeros
 from fastgpt_jax.artifact.lazy_steps import LazySteps
-from fastgpt_jax.artifact.manifest import MANIFEST, EntryPointRecord, Manifest, ProgramRecord
+from fastgpt_jax.artifact.manifest import MANIFEST, EntryPointRecord, Manifest
 from fastgpt_jax.artifact.step import Step
 from fastgpt_jax.artifact.verify import Level, verify_artifact
 from fastgpt_jax.artifact.weights import map_weights
@@ -47,7 +47,7 @@ class ServedArtifact:
 
     Invariants: the state given to `step` is donated and must not be used again; nothing is traced or compiled by
     `init_state` and `step`. A program is made callable when it is first asked for, and the rest in the background once
-    a step has run, so that a first token does not wait for programs it does not need.
+    the second step begins, so that a first token does not wait for programs it does not need.
 
     Attributes:
       manifest: What the artifact says of itself.
@@ -67,13 +67,14 @@ class ServedArtifact:
     ):
         self.manifest, self.tokenizer, self.mismatches, self.seconds = manifest, tokenizer, mismatches, seconds
         self._init_state = init_state
+        self._has_run = False
 
         def load_step(record: EntryPointRecord) -> Step:
             return Step(record.key, load(record), [weights[i] for i in record.weights])
 
-        self._steps = LazySteps({r.key: functools.partial(load_step, r) for r in manifest.entry_points})
+        self.steps = LazySteps({r.key: functools.partial(load_step, r) for r in manifest.entry_points})
         if mismatches:
-            self._steps.load_all()
+            self.steps.load_all()
 
     @property
     def max_model_len(self) -> int:
@@ -127,9 +128,10 @@ class ServedArtifact:
     ) -> tuple[StepOutputs, list[Any]]:
         """Runs one step; see `CompiledModel`."""
         key = EntryPointKey(len(inputs.tokens), len(inputs.num_new), variant, score)
-        result = self._steps.get(key)(state, inputs, sampler)
-        self._steps.load_rest_in_background()
-        return result
+        if self._has_run:
+            self.steps.load_rest_in_background()
+        self._has_run = True
+        return self.steps.get(key)(state, inputs, sampler)
 
 
 def load_artifact(
@@ -174,16 +176,18 @@ def load_artifact(
             f"{len(manifest.entry_points)} portable programs here, which takes a while at every start; compile the "
             "model again to spare that"
         )
-    make = _from_portable if mismatches else _from_code
-    init_state = (
-        init_zeros(manifest.state, placement)
-        if mismatches
-        else _load_program(folder, manifest.init_state, _init_signature(manifest), placement)
-    )
+        init_state = init_zeros(manifest.state, placement)
+        load = functools.partial(_from_portable, folder, manifest, placement)
+    else:
+        # Read now, while the folder is what was verified; made callable when it is needed.
+        code = {r.key: (folder / r.program.code).read_bytes() for r in manifest.entry_points}
+        init_code = (folder / manifest.init_state.code).read_bytes()
+        init_state = deserialize(init_code, _init_signature(manifest), placement)
+        load = functools.partial(_from_code, code, manifest, placement)
     artifact = ServedArtifact(
         manifest,
         weights,
-        functools.partial(make, folder, manifest, placement),
+        load,
         lambda: init_state([], [], [])[0],
         tokenizer,
         mismatches,
@@ -215,8 +219,10 @@ def _placement(manifest: Manifest) -> Placement:
     return Placement(tuple(devices[:needed]), manifest.mesh_axes)
 
 
-def _from_code(folder: Path, manifest: Manifest, placement: Placement, record: EntryPointRecord) -> Callable[..., Any]:
-    return _load_program(folder, record.program, _signature(manifest, record), placement)
+def _from_code(
+    code: dict[EntryPointKey, bytes], manifest: Manifest, placement: Placement, record: EntryPointRecord
+) -> Callable[..., Any]:
+    return deserialize(code.pop(record.key), _signature(manifest, record), placement)
 
 
 def _from_portable(
@@ -224,12 +230,6 @@ def _from_portable(
 ) -> Callable[..., Any]:
     program = (folder / record.portable).read_bytes()
     return compile_portable(program, _signature(manifest, record), placement)
-
-
-def _load_program(
-    folder: Path, program: ProgramRecord, signature: Signature, placement: Placement
-) -> Callable[..., Any]:
-    return deserialize((folder / program.code).read_bytes(), signature, placement)
 
 
 def _signature(manifest: Manifest, record: EntryPointRecord) -> Signature:
@@ -265,7 +265,7 @@ def _check_fingerprint(artifact: ServedArtifact) -> None:
     expected = artifact.manifest.fingerprint
 
     def run(key: EntryPointKey, state: list[Any], inputs: StepInputs) -> Any:
-        return artifact.step(state, inputs, None, variant=key.variant)
+        return artifact.steps.get(key)(state, inputs, None)
 
     found, _ = fingerprint.measure(expected.prompt_ids, artifact.buckets, run, artifact.init_state())
     fingerprint.check(expected, found)

@@ -226,11 +226,14 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         values = json.loads(data)
-        found = values.get("format") if isinstance(values, dict) else None
-        if found != FORMAT:
-            raise UserError(f"{folder} is of format {found} and this version reads {FORMAT}; compile the model again")
+    except ValueError as error:
+        raise UserError(f"{folder / MANIFEST} is no JSON: {error}; compile the model again") from error
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{folder} is of format {found} and this version reads {FORMAT}; compile the model again")
+    try:
         return decode(Manifest, values)
-    except (SchemaError, ValueError) as error:
+    except SchemaError as error:
         raise UserError(f"{folder / MANIFEST} cannot be read: {error}; compile the model again") from error
 
 

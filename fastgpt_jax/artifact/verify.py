@@ -52,7 +52,8 @@ def verify_artifact(folder: Path, level: Level = "auto") -> tuple[Manifest, Lite
 
 def _check_listing(folder: Path, files: Sequence[FileRecord]) -> None:
     expected = {record.path: record.nbytes for record in files}
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    found = {path.relative_to(folder).as_posix(): path for path in paths}
     for name in sorted(found.keys() - expected.keys() - {MANIFEST, MANIFEST_DIGEST}):
         raise CorruptArtifact(f"{folder / name} is not in the manifest; remove it, or {_WAY_OUT}")
     for name, nbytes in expected.items():

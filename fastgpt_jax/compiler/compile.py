@@ -197,7 +197,7 @@ def compile(
             config.max_num_seqs,
             config.max_num_batched_tokens,
             certificate.min_first_chunk,
-            chunk_lens=[n for n in config.prefill_buckets if n <= max_model_len],
+            chunk_lens=config.prefill_buckets,
             decode_rows=config.decode_buckets,
             traffic=config.traffic,
         ),

@@ -94,7 +94,7 @@ def _weights(artifact):
     """The arrays of the manifest's table, in its order."""
     found = {}
     for entry in artifact.manifest.entry_points:
-        found.update(zip(entry.weights, artifact._steps.get(entry.key).weights, strict=True))
+        found.update(zip(entry.weights, artifact.steps.get(entry.key).weights, strict=True))
     return [found[i] for i in range(len(artifact.manifest.weights))]
 
 
@@ -118,13 +118,16 @@ def test_a_flipped_weight_passes_the_fast_check_alone(report, folder):
         verify_artifact(folder, "full")
 
 
-@pytest.mark.parametrize("what", ["truncated", "missing", "unlisted", "no digest"])
+@pytest.mark.parametrize("what", ["truncated", "missing", "unlisted", "a link", "no digest"])
 def test_files_that_are_not_those_of_the_manifest_are_refused(folder, what):
     path = folder / "executables/init-state.bin"
     if what == "truncated":
         path.write_bytes(path.read_bytes()[:-1])
     elif what == "missing":
         path.unlink()
+    elif what == "a link":
+        path = folder / "executables/elsewhere"
+        path.symlink_to(folder.parent)
     elif what == "no digest":
         path = folder / "manifest.sha256"
         path.unlink()
@@ -320,3 +323,9 @@ def test_a_moved_artifact_serves(folder, report):
     shutil.rmtree(folder.parent / "elsewhere", ignore_errors=True)
     moved = folder.rename(folder.parent / "elsewhere")
     assert tokens(LLM(str(moved))) == tokens(LLM(str(report.output)))
+
+
+def test_what_is_served_does_not_change_with_the_folder(folder, report):
+    artifact = load_artifact(folder)
+    shutil.rmtree(folder / "executables")
+    assert tokens(LLM(artifact), SAMPLED) == tokens(LLM(str(report.output)), SAMPLED)
