@@ -45,9 +45,9 @@ import sys
 config = LlamaConfig(
     vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
     num_key_value_heads=4, head_dim=64, max_position_embeddings=2048, rms_norm_eps=1e-5, rope_theta=1e4,
-    dtype="bfloat16",
+    dtype="float32",
 )
-export_model(Llama(config, rngs=nnx.Rngs(0)), config, sys.argv[1], dtype="bfloat16")
+export_model(Llama(config, rngs=nnx.Rngs(0)), config, sys.argv[1], dtype="float32")
 """
 
 
