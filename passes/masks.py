@@ -279,7 +279,7 @@ class KeyFlag(Mask):
         return (Read(self.leaf, "key"),)
 
     def evaluate(self, q: Any, k: Any, look: Look) -> Any:
-        return look(self.reads[0]) != 0
+        return look(self.reads[0]).astype(bool)
 
     def block(self, q0: Any, q1: Any, k0: Any, k1: Any, look: Look | None = None) -> Answer:
         return True, False
@@ -298,11 +298,11 @@ class BlockTable(Mask):
         return (Read(self.leaf, "block", (self.block_q, self.block_k)),)
 
     def evaluate(self, q: Any, k: Any, look: Look) -> Any:
-        return (look(self.reads[0]) != 0) & (k == k)
+        return look(self.reads[0]).astype(bool) & (k == k)
 
     def block(self, q0: Any, q1: Any, k0: Any, k1: Any, look: Look | None = None) -> Answer:
         chosen = look(self.reads[0]) if look is not None else None
-        return (True, False) if chosen is None else (chosen != 0, chosen != 0)
+        return (True, False) if chosen is None else (chosen.astype(bool), chosen.astype(bool))
 
 
 @dataclass(frozen=True)
