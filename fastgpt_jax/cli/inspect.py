@@ -26,11 +26,13 @@ from fastgpt_jax.cli.xray_html import render_html
 from fastgpt_jax.cli.xray_json import render_json
 from fastgpt_jax.cli.xray_text import render_text
 from fastgpt_jax.compiler.config import CompileConfig
+from fastgpt_jax.compiler.quantization import make_pipeline
 from fastgpt_jax.compiler.roofline import MACHINES
 from fastgpt_jax.compiler.xray import DERIVED, XRay, xray, xray_artifact
 from fastgpt_jax.errors import UserError
 from passes.incremental.errors import NotServable
-from passes.registry import PASSES, parse_pipeline
+from passes.quantization.schemes import SCHEMES
+from passes.registry import PASSES
 
 EXIT_REFUSED = 1
 DEFAULT_MAX_MODEL_LEN = 512
@@ -63,6 +65,7 @@ def make_flags() -> flags.FlagValues:
     )
     integer("num_requests", 1, "Requests of the decode step.", lower_bound=1, flag_values=values)
     text("passes", CompileConfig().pipeline, f"Passes in order, of {','.join(PASSES)}.", flag_values=values)
+    flags.DEFINE_enum("quantization", None, list(SCHEMES), "Scheme of the weights.", flag_values=values)
     flags.DEFINE_enum("machine", "h100", list(MACHINES), "Machine of the roofline.", flag_values=values)
     return values
 
@@ -78,6 +81,7 @@ class Options:
     max_model_len: int | None
     num_requests: int
     passes: str
+    quantization: str | None
     machine: str
 
 
@@ -123,7 +127,7 @@ def _look(options: Options) -> XRay:
     if not is_function_spec(options.model) and is_artifact(Path(options.model)):
         return xray_artifact(read_manifest(Path(options.model)), machine)
     try:
-        pipeline = parse_pipeline(options.passes)
+        pipeline = make_pipeline(options.passes, options.quantization, ())
     except ValueError as error:
         raise UserError(f"--passes: {error}") from error
     _check_after(options, [DERIVED, *(entry.name for entry in pipeline)])
@@ -145,7 +149,7 @@ def _look_at(source: ModelSource, options: Options) -> XRay:
     return xray(
         source.model,
         source.params,
-        CompileConfig(max_model_len=length, pipeline=options.passes),
+        CompileConfig(max_model_len=length, pipeline=options.passes, quantization=options.quantization),
         name=_name_of(options.model),
         machine=MACHINES[options.machine],
         num_requests=options.num_requests,

@@ -27,6 +27,7 @@ from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.listing import Listing, make_listing, mark_gone
 from fastgpt_jax.compiler.mask_pictures import Masks, draw_masks
 from fastgpt_jax.compiler.program import Program
+from fastgpt_jax.compiler.quantization import make_pipeline
 from fastgpt_jax.compiler.roofline import Machine
 from fastgpt_jax.sampling.step_io import StepInputs
 from passes.cse import param_key
@@ -34,7 +35,7 @@ from passes.graph import Graph, Op
 from passes.incremental.derive import derive
 from passes.manager import PassManager, PassOptions, PassStatistics
 from passes.reader import trace
-from passes.registry import Pass, parse_pipeline
+from passes.registry import Pass
 
 DERIVED = "derived"
 """Name of the stage before any pass."""
@@ -131,8 +132,9 @@ def xray(
     entries = sorted(program.layout().entries, key=lambda entry: entry.kind != "kv")  # as the state is laid out
     names += [entry.name for entry in entries] + list(_STEP_INPUTS)
     files: dict[str, int] = {}
-    passes = parse_pipeline(config.pipeline) if pipeline is None else pipeline
-    stages = _run_passes(graph, passes, names, is_static, machine, files)
+    if pipeline is None:
+        pipeline = make_pipeline(config.pipeline, config.quantization, config.quantization_rules)
+    stages = _run_passes(graph, pipeline, names, is_static, machine, files)
     leaves = jax.tree.leaves(params)
     return XRay(
         name,

@@ -33,7 +33,8 @@ function seconds(s) {
   return Number((s * factor).toPrecision(3)) + " " + unit;
 }
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
-const color = made => `var(--p${made === 0 ? 0 : 1 + (made - 1) % (COLORS - 1)})`;
+const firstOf = new Map([...D.stages.entries()].reverse().map(([i, stage]) => [stage.name, i]));  // a pass that runs twice has one colour
+const color = made => { const i = firstOf.get(D.stages[made].name); return `var(--p${i === 0 ? 0 : 1 + (i - 1) % (COLORS - 1)})`; };
 const fileName = path => path.split("/").pop();
 const shortPath = path => path.split("/").slice(-3).join("/");
 const leastTime = row => Math.max(row[FLOPS] / D.machine.flops_per_s, row[BYTES] / D.machine.bytes_per_s);
