@@ -129,18 +129,19 @@ class View:
     dims: Dims
 
 
-def look_through(view: View, axes: Axes, *, casts: bool = True) -> tuple[View, Axes]:
+def look_through(view: View, axes: Axes, *, casts: bool = True, stops: bool = True) -> tuple[View, Axes]:
     """The value behind transposes, reshapes, broadcasts, copies and float casts.
 
     Args:
       casts: Whether casts between float dtypes are looked through.
+      stops: Whether `stop_gradient` is: what is the same value may have another gradient.
     """
-    while (step := _behind(view, axes, casts)) is not None:
+    while (step := _behind(view, axes, casts, stops)) is not None:
         view, axes = step
     return view, axes
 
 
-def _behind(view: View, axes: Axes, casts: bool) -> tuple[View, Axes] | None:
+def _behind(view: View, axes: Axes, casts: bool, stops: bool) -> tuple[View, Axes] | None:
     op = view.value.op
     if op is None or len(op.results) != 1:
         return None
@@ -161,7 +162,11 @@ def _behind(view: View, axes: Axes, casts: bool) -> tuple[View, Axes] | None:
             return None
         found = axes.regroup(axes.flat(view.dims), op.operands[0].shape)
         return None if found is None else (View(op.operands[0], found[0]), found[1])
-    if op.name in ("copy", "copy_p", "stop_gradient", "optimization_barrier", "reduce_precision"):
+    if (
+        op.name in ("copy", "copy_p", "optimization_barrier", "reduce_precision")
+        or stops
+        and op.name == "stop_gradient"
+    ):
         return View(op.operands[0], view.dims), axes
     if op.name == "convert_element_type" and casts and _is_float_cast(op):
         return View(op.operands[0], view.dims), axes

@@ -28,6 +28,29 @@ def extract(graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value], *, 
     return _copy(ops[::-1], inputs, outputs)
 
 
+def extract_between(inputs: Sequence[Value], outputs: Sequence[Value]) -> Graph:
+    """What `extract` gives, found from the outputs alone: its time grows with the part and not with the program.
+
+    Raises:
+      ValueError: an output needs a value that no operation makes and that is not among `inputs`.
+    """
+    done, ops = set(inputs), list[Op]()
+    stack = [(value, False) for value in reversed(outputs)]
+    while stack:
+        value, is_ready = stack.pop()
+        if value in done or value.const is not None:
+            continue
+        if value.op is None:
+            raise ValueError(f"the outputs must be made of the inputs named, but need input {value!r} too")
+        if is_ready:
+            done.update(value.op.results)
+            ops.append(value.op)
+        else:
+            stack.append((value, True))
+            stack += [(operand, False) for operand in reversed(value.op.operands)]
+    return _copy(ops, inputs, outputs)
+
+
 def clone(graph: Graph) -> Graph:
     """A copy with values and operations of its own, regions too."""
     return _copy(graph.ops, graph.inputs, graph.outputs)

@@ -17,6 +17,8 @@ def lay_out(x: Any, dims: Dims, axes: Axes, wanted: Sequence[Sequence[Axis]], *,
       x: Array or tracer whose dimensions have the axes `dims`.
       is_full: Whether axes that it lacks are broadcast; else a product of which it has none is a dimension of size 1.
     """
+    if [axes.expand(dim) for dim in dims] == [tuple(group) for group in wanted]:
+        return x
     held = axes.flat(dims)
     x = jnp.reshape(x, [axis.size for axis in held])
     order = [axis for group in wanted for axis in group]
@@ -31,8 +33,10 @@ def lay_out(x: Any, dims: Dims, axes: Axes, wanted: Sequence[Sequence[Axis]], *,
 
 
 def lay_back(x: Any, axes: Axes, held: Sequence[Axis], dims: Dims, shape: Sequence[int]) -> Any:
-    """An array with the axes `held`, flat, in the layout `dims` of a value of this shape."""
+    """An array with the axes `held`, flat or not, in the layout `dims` of a value of this shape."""
     order = axes.flat(dims)
+    if order == tuple(held) and x.shape == tuple(shape):
+        return x
     x = jnp.reshape(x, [axis.size for axis in held])
     x = jnp.transpose(x, [held.index(axis) for axis in order])
     return jnp.reshape(x, shape)

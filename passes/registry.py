@@ -9,9 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from passes.attention.rewrite import attention
 from passes.canonicalize import canonicalize
 from passes.cse import cse
 from passes.dce import dce
+from passes.fusion.gated_mlp import gated_mlp
+from passes.fusion.layer_norm import layer_norm
+from passes.fusion.merge_projections import merge_projections
+from passes.fusion.residual_norm import residual_norm
+from passes.fusion.rms_norm import rms_norm
+from passes.fusion.rope import rope
 from passes.numerics import Numerics as Numerics
 from passes.result import PassResult
 from passes.simplify import simplify
@@ -48,19 +55,39 @@ def make_registry(passes: Iterable[Pass]) -> Mapping[str, Pass]:
 
 
 PASSES: Mapping[str, Pass] = make_registry(
-    Pass(name, function, Numerics.EXACT)
-    for name, function in [("canonicalize", canonicalize), ("cse", cse), ("dce", dce), ("simplify", simplify)]
+    [
+        Pass("canonicalize", canonicalize, Numerics.EXACT),
+        Pass("cse", cse, Numerics.EXACT),
+        Pass("dce", dce, Numerics.EXACT),
+        Pass("simplify", simplify, Numerics.EXACT),
+        Pass("attention", attention, Numerics.REASSOCIATES),
+        Pass("layer_norm", layer_norm, Numerics.REASSOCIATES, is_counted=True),
+        Pass("rms_norm", rms_norm, Numerics.REASSOCIATES, is_counted=True),
+        Pass("rope", rope, Numerics.REASSOCIATES, is_counted=True),
+        Pass("gated_mlp", gated_mlp, Numerics.REASSOCIATES, is_counted=True),
+        Pass("residual_norm", residual_norm, Numerics.EXACT, is_counted=True),
+        Pass("merge_projections", merge_projections, Numerics.REASSOCIATES, is_counted=True),
+    ]
 )
+
+PIPELINES: Mapping[str, str] = MappingProxyType(
+    {
+        "fuse": "simplify,attention,layer_norm,rms_norm,rope,gated_mlp,residual_norm,merge_projections,simplify",
+    }
+)
+"""Names that stand for several passes, in an order in which each finds what it looks for."""
 
 
 def parse_pipeline(text: str, registry: Mapping[str, Pass] = PASSES) -> tuple[Pass, ...]:
-    """Reads a pipeline such as `"canonicalize,cse,dce"`; the empty text is the empty pipeline.
+    """Reads a pipeline such as `"canonicalize,cse,dce"` or `"fuse"`; the empty text is the empty pipeline.
 
     Raises:
       ValueError: a name is not in the registry.
     """
-    names = [name.strip() for name in text.split(",")] if text.strip() else []
+    given = [name.strip() for name in text.split(",")] if text.strip() else []
+    names = [name for short in given for name in PIPELINES.get(short, short).split(",")]
     for name in names:
         if name not in registry:
-            raise ValueError(f"a pipeline names passes separated by commas, got {name!r}; known: {', '.join(registry)}")
+            known = ", ".join([*registry, *PIPELINES])
+            raise ValueError(f"a pipeline names passes separated by commas, got {name!r}; known: {known}")
     return tuple(registry[name] for name in names)

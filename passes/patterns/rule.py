@@ -1,8 +1,7 @@
-"""Rewrite rules and the driver that applies them until nothing is left to do.
+"""A rewrite rule: what to look for, when it may be replaced, when it should, what with, and what that does to numbers.
 
-A rule says what it looks for, when it may replace it (legality), when it should (profitability), what with, and what
-that does to numbers. The driver visits every value of a graph and of its loop bodies, users first, so that the largest
-match wins, and visits again what a rewrite made.
+Knows no driver. The one idea: legality, profitability and replacement all see a match by the roles of its axes, so none
+of them depends on a layout.
 """
 
 from __future__ import annotations
@@ -12,15 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 
-from passes.axes import Axes, Axis, View, fresh
-from passes.dce import dce
-from passes.graph import Graph, Op, Value
+from passes.axes import Axes, Axis
+from passes.graph import Value
 from passes.layouts import lay_back, lay_out
 from passes.numerics import Numerics
 from passes.patterns.pattern import Pattern, State
-from passes.replacement import live_without, make_replacement, replace
-from passes.result import PassResult, Remark
+
+Groups = tuple[tuple[Axis, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,24 @@ class Match:
         return self.axes.expand(self.state.spans[name])
 
     def held(self, name: str) -> tuple[Axis, ...]:
-        """The axes of a captured value, outermost first."""
-        return self.axes.flat(self.state.captures[name].dims)
+        """The axes of a captured value, outermost first; none where nothing was captured."""
+        return self.axes.flat(self.state.captures[name].dims) if self.has(name) else ()
+
+    def has(self, name: str) -> bool:
+        """Whether something was captured."""
+        return name in self.state.captures
 
     def value(self, name: str) -> Value:
         """A captured value."""
         return self.state.captures[name].value
+
+    def rows(self, span: Sequence[Axis]) -> Groups:
+        """Dimensions for what runs over `span`: those of the result where `span` is its last, else `span` put last."""
+        own = tuple(self.axes.expand(dim) for dim in self.dims)
+        if own and own[-1] == tuple(span):
+            return own
+        rest = [axis for axis in self.axes.flat(self.dims) if axis not in span]
+        return (*((axis,) for axis in rest), tuple(span))
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,10 @@ class Builder:
         view = self.match.state.captures[name]
         value = view.value
         x = jnp.asarray(self.arrays[value] if value.const is None else value.const)
+        numbers = self.match.state.numbers
+        if f"{name}.start" in numbers:
+            start, size, dim = (int(numbers[f"{name}.{key}"]) for key in ("start", "size", "dim"))
+            x = lax.slice_in_dim(x, start, start + size, axis=dim)
         return lay_out(x, view.dims, self.match.axes, wanted, is_full=is_full)
 
     def result(self, x: Any, *held: Sequence[Axis]) -> Any:
@@ -86,6 +101,9 @@ class RewriteRule:
       legality: Why a match may not be replaced, or None.
       profitability: Why it should not, or None.
       benefit: Rules with more are tried first.
+      landmarks: A value that does not match is told of where the search got past an operation of each of these sets.
+      other: The name of a captured value that is replaced too, by the second of two results of `build`.
+      budget: The largest relative error of an approximate rule.
     """
 
     name: str
@@ -95,64 +113,6 @@ class RewriteRule:
     legality: Callable[[Match], str | None] = lambda match: None
     profitability: Callable[[Match], str | None] = lambda match: None
     benefit: int = 1
-
-
-def apply_rules(graph: Graph, rules: Sequence[RewriteRule]) -> PassResult:
-    """Rewrites in place to a fixed point, loop bodies too."""
-    ordered = sorted(rules, key=lambda rule: -rule.benefit)
-    result = PassResult()
-    bodies = [graph, *(region for _, op in graph.walk() for region in op.regions)]
-    for body in bodies:
-        result += _apply_to(body, ordered)
-    if result.matched:
-        dce(graph)
-    return result
-
-
-def _apply_to(graph: Graph, rules: Sequence[RewriteRule]) -> PassResult:
-    result, dead = PassResult(), set[Op]()
-    todo = [op for op in reversed(graph.ops) if len(op.results) == 1]
-    known = set(graph.ops)
-    while todo:
-        op = todo.pop(0)
-        if op in dead:
-            continue
-        for rule in rules:
-            found = _try(graph, rule, op.results[0])
-            result += found
-            if found.matched:
-                dead.update(_gone(graph, op))
-                new = [o for o in graph.ops if o not in known and len(o.results) == 1]
-                known.update(new)
-                todo = [*reversed(new), *todo]
-                break
-    return result
-
-
-def _gone(graph: Graph, op: Op) -> set[Op]:
-    """Operations that nothing needs any more, now that `op` is replaced."""
-    return set(graph.ops) - live_without(graph, op.results[0], [])
-
-
-def _try(graph: Graph, rule: RewriteRule, root: Value) -> PassResult:
-    """Tries one rule at one value."""
-    dims = fresh(root.shape)
-    remark: PassResult = PassResult()
-    for state in rule.pattern.match(View(root, dims), State()):
-        match = Match(root, dims, state)
-        reason = rule.legality(match) or rule.profitability(match)
-        values = [view.value for view in state.captures.values() if view.value.const is None]
-        operands = list(dict.fromkeys(values))
-        if reason is None and live_without(graph, root, operands) & state.inside:
-            reason = "a value inside is read elsewhere too"
-        if reason is not None:
-            remark = PassResult(remarks=(Remark.at(root.op, f"{rule.name}: {reason}"),)) if root.op else remark
-            continue
-
-        def compute(*arrays: Any, match: Match = match, operands: list[Value] = operands) -> Any:
-            return rule.build(Builder(match, dict(zip(operands, arrays, strict=True))))
-
-        rewrite = make_replacement(graph, rule.name, rule.numerics, compute, operands, root)
-        replace(graph, rewrite, operands, root)
-        return PassResult(matched=1, rewrites=(rewrite,))
-    return remark
+    landmarks: tuple[frozenset[str], ...] = ()
+    other: str | None = None
+    budget: float | None = None
