@@ -52,6 +52,7 @@ class Leaf(Expression):
 
     number: int
     roles: tuple[Role, ...]
+    dtype: str
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,17 @@ def find_layout(found: Attention, products: Sequence[Product], masked: Sequence[
     free = sorted((a for a in query if a not in shared), key=result.index)
     queries = _queries(free, masked, size_of(keys))
     groups = tuple(a for a in free if a not in queries)
-    batch = tuple(shared[:1]) if len(shared) > 1 else ()
-    kv_heads = tuple(a for a in shared if a not in batch)
+    batch, kv_heads = _requests_and_heads(shared, masked, has_groups=bool(groups))
     return Layout(axes, batch, queries, kv_heads, groups, keys, widths, value_width)
+
+
+def _requests_and_heads(
+    shared: Sequence[Axis], masked: Sequence[Axis], *, has_groups: bool
+) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
+    """Of the axes that queries and keys share the last counts heads, unless masks know it and other heads are there."""
+    if shared and shared[-1] in masked and (has_groups or len(shared) == 1):
+        return tuple(shared), ()
+    return tuple(shared[:-1]), tuple(shared[-1:])
 
 
 def _own(axes: Axes, views: Sequence[View], besides: Collection[Axis]) -> list[Axis]:

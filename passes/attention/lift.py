@@ -142,9 +142,9 @@ class Lifting:
         view = View(value, tuple(p for p in at if not isinstance(p, Expression)))
         for number, leaf in enumerate(self.leaves):
             if leaf == view:
-                return Leaf(number, tuple(roles))
+                return Leaf(number, tuple(roles), str(value.dtype))
         self.leaves.append(view)
-        return Leaf(len(self.leaves) - 1, tuple(roles))
+        return Leaf(len(self.leaves) - 1, tuple(roles), str(value.dtype))
 
 
 def cast(expression: Expression, dtype: str) -> Expression:

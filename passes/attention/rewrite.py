@@ -2,7 +2,8 @@
 
 Matches: products of queries and keys in any layout, GQA and MQA by broadcast, repeat or grouped axes; scales on
 queries, keys or scores; soft-caps, biases and masks by `where` or addition, in any order; softmax with or without its
-maximum subtracted, in any float dtype, through `logsumexp`, divided before or after the values; sinks in the sum.
+maximum subtracted, in any float dtype, through `logsumexp`, divided before or after the values; sinks in the sum, or as
+a column that is cut off behind the softmax.
 Does not match: a sum or a contraction along other axes than the softmax's; weights that are also read elsewhere, since
 they would have to be made anyway; shifts that vary along the keys.
 Must run after: `simplify`. Numerics: reassociates.

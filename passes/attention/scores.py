@@ -11,6 +11,7 @@ from passes.attention.lift import Lifting, NotLiftable, cast, hashable
 from passes.attention.recognize import Attention, NoMatch, Product
 from passes.axes import Axes, Axis, View, fresh, look_through, operand_views
 from passes.graph import Value
+from passes.incremental.rules.pointwise import POINTWISE
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,23 @@ def masked_axes(found: Attention, core: ScoreCore) -> tuple[Axis, ...]:
     """Axes of the predicates among the scores' operands, else of their other operands."""
     predicates: list[Axis] = []
     others: list[Axis] = []
+    seen: set[Value] = set()
 
     def visit(view: View) -> None:
         view, _ = look_through(view, found.axes)
         op = view.value.op
-        if view.value is core.value or op is None:
+        if view.value in seen or view.value is core.value:
             return
-        if op in found.inside:
+        seen.add(view.value)
+        axes = found.axes.flat(view.dims)
+        is_mask = op not in found.inside and set(axes) & set(found.summed)
+        if is_mask and view.value.dtype == bool:
+            predicates.extend(axes)
+        elif op is not None and op.name in POINTWISE:
             for operand in operand_views(op, view.dims):
                 visit(operand)
-        else:
-            axes = found.axes.flat(view.dims)
-            if set(axes) & set(found.summed):
-                (predicates if view.value.dtype == bool else others).extend(axes)
+        if is_mask:
+            others.extend(axes)
 
     visit(found.score)
     return tuple(predicates or others)
