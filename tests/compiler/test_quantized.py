@@ -65,7 +65,7 @@ def test_served_tokens_are_those_of_a_model_with_rounded_weights(scheme, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ["w8a16", "w4a8", "fp8"])  # every way of storing a weight
 def test_an_artifact_holds_no_float_copy_of_a_quantized_weight(scheme, tmp_path):
     model = load_model(shared_path("models/stories260K"))
     small = CompileConfig(
