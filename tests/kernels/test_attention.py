@@ -14,7 +14,7 @@ from fastgpt_jax.kernels.attention import attention, attention_per_head, pallas_
 from fastgpt_jax.kernels.attention.shapes import KEY_SEGMENTS, SHAPES, NamedShape
 from fastgpt_jax.kernels.attention.spec import AttentionSpec, check
 from passes.block_lists import block_list
-from passes.masks import All, BlockTable, KeyRange, Mask, Offset, PerHead, Segment, causal, window
+from passes.masks import All, BlockTable, KeyRange, Mask, PerHead, Segment, causal, window
 from passes.scores import Alibi, Score
 from tests.kernels.attention_inputs import assert_close, float64_result, make_inputs
 
