@@ -147,7 +147,7 @@ def _library_prefixes() -> tuple[str, ...]:
     return tuple(sorted(site)) + ("<",)
 
 
-def source_scope(frames: Sequence[tuple[str, int]]) -> AbstractContextManager[None]:
+def source_scope(frames: Sequence[tuple[str, int]]) -> AbstractContextManager[Any]:
     """Within the block, operations traced from code of ours count as made by these frames of the user's.
 
     A name scope carries them: it is the one part of an equation's source that a caller may set.
