@@ -141,7 +141,7 @@ def test_random_masks_hold_what_their_parts_say_and_never_err_on_a_block():
 
 def test_contains_is_the_same_under_tracing():
     rng = np.random.default_rng(1)
-    for _ in range(6):
+    for _ in range(3):
         leaves = make_leaves(rng)
         mask, truth = random_mask(rng, leaves, 3)
         leaves = [jnp.asarray(x, jnp.int32) for x in leaves]
