@@ -17,7 +17,7 @@ from tests.passes.attention.checking import rewritten
 from tests.passes.attention.models import MODELS
 from tests.passes.attention.spellings import sample
 
-NUM_QUICK, NUM_SAMPLES = 12, 300
+NUM_QUICK, NUM_SAMPLES = 8, 300
 
 
 def taken_apart(fn, args, *, num_heads=1):

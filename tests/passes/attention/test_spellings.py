@@ -14,7 +14,7 @@ from tests.passes.attention.checking import assert_found
 from tests.passes.attention.models import MODELS
 from tests.passes.attention.spellings import Spelling, sample
 
-NUM_SAMPLES, NUM_QUICK = 1000, 40
+NUM_SAMPLES, NUM_QUICK = 1000, 44
 
 
 def check(spelling: Spelling, *, as_written: bool = True) -> None:
@@ -75,3 +75,15 @@ def test_a_query_that_sees_no_key_attends_evenly_as_written():
 
     after = assert_found("unseeing queries", fn, (q, k, v, seen))
     np.testing.assert_allclose(evaluate(after, (q, k, v, seen))[0][:2], np.broadcast_to(v.mean(0), (2, 4)), rtol=1e-5)
+
+
+def test_sinks_count_in_the_base_of_the_scores():
+    q, k, v = np.random.RandomState(0).randn(3, 5, 4).astype(np.float32)
+
+    def fn(q, k, v, sink):
+        scores = q @ k.T
+        top = jnp.maximum(scores.max(-1, keepdims=True), sink)
+        weights = jnp.exp2(scores - top)
+        return weights / (weights.sum(-1, keepdims=True) + jnp.exp2(sink - top)) @ v
+
+    assert_found("sinks in powers of two", fn, (q, k, v, np.float32(1.5)))
