@@ -1,8 +1,8 @@
 """The pass `rope`: a rotation of pairs by cosines and sines becomes one operation.
 
 Matches: pairs of halves or side by side; products joined again by `concatenate` or `stack`, or
-`x * cos + rotated * sin` with `rotated = [-second, first]`; cosines and sines of H / 2 numbers or of H; a rotated part of
-a head, whose rest is joined behind it.
+`x * cos + rotated * sin` with `rotated = [-second, first]`; cosines and sines of H / 2 numbers or of H; a rotated part
+of a head, whose rest is joined behind it.
 Does not match: complex multiplication; a turn the other way; products that are read elsewhere too.
 Must run after: `simplify`. Numerics: reassociates.
 """

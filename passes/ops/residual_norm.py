@@ -1,8 +1,8 @@
 """`add_rms_norm` and `add_layer_norm`: the sum of a residual stream and what a layer adds, and its norm, in one go.
 
 Meaning: `total = x + y` in their dtype, then `rms_norm(total)` or `layer_norm(total)` as in `passes.ops.norms`. FLOPs:
-one more a number than the norm's. Bytes: both inputs, sum and norm once, where a kernel is selected. Shard rule: every axis
-but the last.
+one more a number than the norm's. Bytes: both inputs, sum and norm once, where a kernel is selected. Shard rule: every
+axis but the last.
 """
 
 from __future__ import annotations
