@@ -8,6 +8,7 @@ Must run after: `simplify`. Numerics: reassociates.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,11 +53,12 @@ def _rules() -> Iterator[RewriteRule]:
             yield RewriteRule("gated", pattern, build, Numerics.REASSOCIATES, legality=_legality)
 
 
-RULES: list[RewriteRule] = []
+@functools.cache
+def rules() -> tuple[RewriteRule, ...]:
+    """A rule for each spelling; made when first wanted, since the examples are traced."""
+    return tuple(_rules())
 
 
 def gated_mlp(graph: Graph, counter: RewriteCounter | None = None) -> PassResult:
     """Rewrites in place, loop bodies too."""
-    if not RULES:  # made when first wanted: the examples are traced
-        RULES.extend(_rules())
-    return apply_rules(graph, RULES, counter)
+    return apply_rules(graph, rules(), counter)

@@ -16,13 +16,14 @@ from passes.graph import Graph
 from passes.numerics import Numerics
 from passes.ops import norms
 from passes.patterns.driver import apply_rules
-from passes.patterns.pattern import Capture
+from passes.patterns.pattern import Capture, Number, apply
 from passes.patterns.rule import Builder, RewriteRule
 from passes.patterns.spellings import mean_of, power_of
 from passes.result import PassResult
 from passes.rewrite import RewriteCounter
 
 _X = Capture("x")
+_DIVIDED = _X | apply("sub", _X, Number(0.0))  # as Flax has it, whose norms all take a mean away
 _SQUARE = mean_of(power_of(_X, 2), "D")
 
 
@@ -43,7 +44,7 @@ def _build(b: Builder) -> Any:
 RULES = [
     RewriteRule(
         "rms_norm",
-        normed(_X, _SQUARE, has_weight=has_weight, has_bias=False),
+        normed(_DIVIDED, _SQUARE, has_weight=has_weight, has_bias=False),
         _build,
         Numerics.REASSOCIATES,
         legality=objection,

@@ -174,8 +174,8 @@ class _Calls:
         return _called(op) == self.names
 
 
-def _called(op: Op) -> tuple[str, ...]:
-    """What a call does: operations with their scalar operands."""
+def _called(op: Any) -> tuple[str, ...]:
+    """What a call, an operation or an equation, does: operations with their scalar operands."""
     jaxpr = compat.called_jaxpr(op)
     if jaxpr is None:
         return ()

@@ -190,7 +190,7 @@ class _Rewriting:
         self.editor = Editor(graph)
         self.rules = [(rule, rule.pattern.heads) for rule in rules]
         self.generation: dict[Op, int] = {}
-        self.misses: dict[tuple[str, Op], tuple[Remark, Op]] = {}
+        self.misses: dict[tuple[str, Op], tuple[Remark, frozenset[Op]]] = {}
 
     def run(self) -> PassResult:
         rewrites: list[Rewrite] = []
@@ -210,32 +210,35 @@ class _Rewriting:
                     break
         self.editor.finish()
         alive = set(self.graph.ops)
-        told = [remark for remark, stopped in self.misses.values() if stopped in alive]
+        told = [remark for remark, inside in self.misses.values() if inside <= alive]  # the rest matched after all
         return PassResult(len(rewrites), tuple(told), tuple(rewrites))
 
     def _try(self, rule: RewriteRule, op: Op) -> tuple[Rewrite, list[Op]] | None:
         """Tries one rule at one operation."""
         root = op.result
         dims, trail = fresh(root.shape), Trail()
-        reasons: list[str] = []
+        reasons: list[tuple[str, frozenset[Op]]] = []
         for state in rule.pattern.match(View(root, dims), State(trail=trail)):
             match = Match(root, dims, state)
+            if not _reads_each_once(match):
+                continue
             roots = [root] if rule.other is None else [root, match.value(rule.other)]
             operands = _operands(match, roots)
             reason = rule.legality(match) or rule.profitability(match)
             if reason is None and not state.inside <= self.editor.dying(roots, operands):
                 reason = "a value inside is read elsewhere too"
             if reason is not None:
-                reasons.append(reason)
+                reasons.append((reason, state.inside))
             elif self.counter.allows(rule.name, root.source):
                 return self._make(rule, match, operands, roots)
             else:
                 return None
         if reasons:
-            self.misses.setdefault((rule.name, op), (Remark.at(op, f"{rule.name}: {reasons[0]}"), op))
-        elif trail.op is not None and rule.landmarks and all(names & trail.names for names in rule.landmarks):
+            reason, inside = reasons[0]
+            self.misses.setdefault((rule.name, op), (Remark.at(op, f"{rule.name}: {reason}"), inside))
+        elif trail.op is not None and rule.landmarks and _is_near(rule, trail):
             remark = Remark.at(trail.op, f"{rule.name}: {trail.reason}")
-            self.misses.setdefault((rule.name, trail.op), (remark, op))
+            self.misses.setdefault((rule.name, trail.op), (remark, trail.inside))
         return None
 
     def _make(
@@ -257,12 +260,25 @@ class _Rewriting:
         return rewrite, new
 
 
+def _is_near(rule: RewriteRule, trail: Trail) -> bool:
+    """Whether a search came so far that a reader would call it a miss."""
+    names = {op.name for op in trail.inside}
+    return all(names & any_of for any_of in rule.landmarks)
+
+
 def _may_match(op: Op, heads: frozenset[str]) -> bool:
     """Whether an operation may be the root of a match: of the right name, or a cast of one that is."""
     if op.name in heads:
         return True
     behind = op.operands[0].op if op.name in _VIEWS else None
     return behind is not None and behind.name in heads
+
+
+def _reads_each_once(match: Match) -> bool:
+    """Whether no value has one axis twice: two axes of the result found equal would be a diagonal."""
+    views = [match.dims, *(view.dims for view in match.state.captures.values())]
+    flat = [match.axes.flat(dims) for dims in views]
+    return all(len(set(axes)) == len(axes) for axes in flat)
 
 
 def _operands(match: Match, roots: Sequence[Value]) -> list[Value]:

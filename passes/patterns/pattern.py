@@ -38,23 +38,21 @@ class Trail:
     """How far a match came, over all alternatives, for telling why there is none.
 
     Attributes:
-      names: Operations that the best attempt got past.
+      inside: Operations that the best attempt got past.
       op: Where it ended.
       reason: What was expected there.
     """
 
-    names: frozenset[str] = frozenset()
-    depth: int = -1
+    inside: frozenset[Op] = frozenset()
     op: Op | None = None
     reason: str = ""
 
     def ends(self, state: State, view: View, expected: str) -> None:
         """Notes that a match ended at a value that is not computed as expected."""
         op = view.value.op
-        if len(state.inside) > self.depth and state.inside:
+        if len(state.inside) > len(self.inside):
             found = op.name if op is not None else "a constant" if view.value.const is not None else "an input"
-            self.names = frozenset(inner.name for inner in state.inside)
-            self.depth, self.op = len(state.inside), op or state.last
+            self.inside, self.op = state.inside, op or state.last
             self.reason = f"expected {expected}, found {found}"
 
 
@@ -199,7 +197,9 @@ class Number(Pattern):
             state.trail.ends(state, view, "a number" if self.value is None else f"{self.value:g}")
             return
         found = state if self.name is None else state.with_number(self.name, number)
-        if found is not None:
+        if found is None:
+            state.trail.ends(state, view, f"{state.numbers[self.name or '']:g} again and not {number:g}")
+        else:
             yield found
 
     @property
