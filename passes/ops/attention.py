@@ -122,4 +122,4 @@ def _abstract(query: Any, key: Any, value: Any, *rest: Any, out_dtype: Any, **pa
     return compat.shaped((B, T, N, value.shape[-1]), out_dtype)
 
 
-attention_p = compat.make_primitive("attention", _meaning, _abstract, multiple_results=False)
+attention_p = compat.derive_rules(compat.make_primitive("attention", _meaning, _abstract, multiple_results=False))
