@@ -26,6 +26,7 @@ class Environment:
 
     Attributes:
       platform: `cpu`, `gpu` or `tpu`, as JAX says it.
+      platform_version: Of the backend and its compiler, as it says it; accelerators have their own beside jaxlib's.
       device_kind: The device's own name.
       device_count: Devices the program runs on, or devices there are.
       cpu_features: Instruction sets, for programs of the CPU; empty for others.
@@ -34,6 +35,7 @@ class Environment:
     jax: str
     jaxlib: str
     platform: str
+    platform_version: str
     device_kind: str
     device_count: int
     cpu_features: tuple[str, ...]
@@ -41,7 +43,7 @@ class Environment:
     def mismatches(self, here: Environment) -> tuple[str, ...]:
         """What keeps code made for this environment from running `here`, a clause a field."""
         found = []
-        for name in ("jax", "jaxlib", "platform", "device_kind"):
+        for name in ("jax", "jaxlib", "platform", "platform_version", "device_kind"):
             made, is_now = getattr(self, name), getattr(here, name)
             if made != is_now:
                 found.append(f"{name} is {is_now}, the artifact was made with {made}")

@@ -11,13 +11,14 @@ Also the portable form: the program as StableHLO (`jax.export`), which any later
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax import export
-from jax._src import config, core
+from jax._src import compilation_cache, config, core
 from jax._src.interpreters import pxla
 from jax._src.lib import xla_client
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
@@ -99,6 +100,16 @@ def serialize(compiled: jax.stages.Compiled) -> bytes:
     return executable.client.serialize_executable(executable)
 
 
+def compile_afresh(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiles without JAX's persistent cache: what comes out of that cannot be serialized again on a CPU."""
+    compilation_cache.reset_cache()  # whether it is used is remembered from the first compile on
+    try:
+        with config.enable_compilation_cache(False):
+            return lowered.compile()
+    finally:
+        compilation_cache.reset_cache()
+
+
 def kept_arguments(compiled: jax.stages.Compiled) -> tuple[int, ...]:
     """Positions of the flat arguments that the machine code takes."""
     return tuple(sorted(_unloaded(compiled).kept_var_idx))
@@ -109,10 +120,18 @@ def deserialize(code: bytes, signature: Signature, placement: Placement) -> Flat
 
     Args:
       code: From `serialize`, made by this jaxlib for devices of this kind: other code may crash the process.
+
+    Raises:
+      UserError: The backend refuses the code.
     """
     client = placement.devices[0].client
     devices = xla_client.DeviceList(tuple(placement.devices))
-    executable = client.deserialize_executable(code, executable_devices=devices)
+    try:
+        executable = client.deserialize_executable(code, executable_devices=devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"the machine code of {signature.name} cannot be loaded here: {error}; compile the model again"
+        ) from error
     flat = (*signature.state, *signature.weights, *signature.inputs)
     avals = [_aval(x) for x in flat]
     kept = [flat[i] for i in signature.kept]
@@ -191,8 +210,14 @@ def init_zeros(state: Sequence[ArrayType], placement: Placement) -> FlatStep:
 
 
 def compiler_versions() -> Mapping[str, str]:
-    """Versions of what machine code depends on."""
-    return {"jax": jax.__version__, "jaxlib": jax.lib.__version__}
+    """Versions of what machine code depends on; starts JAX's backend."""
+    platform = " ".join(jax.devices()[0].client.platform_version.split())
+    return {"jax": jax.__version__, "jaxlib": jax.lib.__version__, "platform_version": platform}
+
+
+def compiler_options() -> Mapping[str, str]:
+    """Options that the backend's compiler reads from the environment by itself, and machine code depends on."""
+    return {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
 
 
 def _sharding(placement: Placement) -> Callable[[ArrayType], Any]:

@@ -22,7 +22,7 @@ from fastgpt_jax.artifact.entry_points import Buckets, EntryPointKey, Variant
 from fastgpt_jax.artifact.environment import current_environment
 from fastgpt_jax.artifact.executable import ArrayType, Placement, Signature, compile_portable, deserialize, init_zeros
 from fastgpt_jax.artifact.lazy_steps import LazySteps
-from fastgpt_jax.artifact.manifest import MANIFEST, EntryPointRecord, Manifest
+from fastgpt_jax.artifact.manifest import MANIFEST, EntryPointRecord, Manifest, read_manifest_digest
 from fastgpt_jax.artifact.step import Step
 from fastgpt_jax.artifact.verify import Level, verify_artifact
 from fastgpt_jax.artifact.weights import map_weights
@@ -155,6 +155,7 @@ def load_artifact(
       UserError: This is no artifact, its environment is another and that is to be refused, or its numbers are.
     """
     folder, clock = Path(path), _Clock()
+    seen = read_manifest_digest(folder)
     manifest, level = verify_artifact(folder, verify)
     clock.lap("verify")
     if verify == "auto" and level == "fast":
@@ -184,6 +185,8 @@ def load_artifact(
         init_code = (folder / manifest.init_state.code).read_bytes()
         init_state = deserialize(init_code, _init_signature(manifest), placement)
         load = functools.partial(_from_code, code, manifest, placement)
+    if read_manifest_digest(folder) != seen:
+        raise UserError(f"{folder} was replaced while it was loaded; load it again")
     artifact = ServedArtifact(
         manifest,
         weights,
@@ -222,7 +225,9 @@ def _placement(manifest: Manifest) -> Placement:
 def _from_code(
     code: dict[EntryPointKey, bytes], manifest: Manifest, placement: Placement, record: EntryPointRecord
 ) -> Callable[..., Any]:
-    return deserialize(code.pop(record.key), _signature(manifest, record), placement)
+    run = deserialize(code[record.key], _signature(manifest, record), placement)
+    del code[record.key]
+    return run
 
 
 def _from_portable(
@@ -267,5 +272,8 @@ def _check_fingerprint(artifact: ServedArtifact) -> None:
     def run(key: EntryPointKey, state: list[Any], inputs: StepInputs) -> Any:
         return artifact.steps.get(key)(state, inputs, None)
 
-    found, _ = fingerprint.measure(expected.prompt_ids, artifact.buckets, run, artifact.init_state())
+    try:
+        found, _ = fingerprint.measure(expected.prompt_ids, artifact.buckets, run, artifact.init_state())
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"the programs of the artifact fail here: {error}; compile the model again") from error
     fingerprint.check(expected, found)

@@ -206,6 +206,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST_DIGEST).write_text(f"{digest_bytes(data)}  {MANIFEST}\n", encoding="ascii")
 
 
+def read_manifest_digest(folder: Path) -> bytes:
+    """What `manifest.sha256` holds, which tells one artifact from another; nothing where it cannot be read."""
+    try:
+        return (folder / MANIFEST_DIGEST).read_bytes()
+    except OSError:
+        return b""
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Reads the manifest once its digest holds.
 

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from fastgpt_jax.artifact.manifest import MANIFEST
+from fastgpt_jax.artifact.manifest import MANIFEST, MANIFEST_DIGEST
 from fastgpt_jax.errors import UserError
 
 
@@ -23,11 +23,13 @@ class Staging:
 
     def __init__(self, output: Path):
         """Raises UserError where the output is something else than an artifact, an empty folder or nothing."""
-        self.output = output.absolute()
+        self.output = output.resolve()  # the folder that a link names, not the link
+        if not self.output.name:
+            raise UserError(f"{output} cannot be replaced; name a folder in it")
         self.path = self.output.with_name(f".{self.output.name}.partial")
         self._previous = self.output.with_name(f".{self.output.name}.previous")
         self._lock: int | None = None
-        if self.output.is_dir() and any(self.output.iterdir()) and not (self.output / MANIFEST).exists():
+        if self.output.is_dir() and any(self.output.iterdir()) and not _is_artifact(self.output):
             raise UserError(f"{output} holds files and is no artifact; name another folder, or remove it")
         if self.output.exists() and not self.output.is_dir():
             raise UserError(f"{output} is a file; name a folder for the artifact")
@@ -52,14 +54,23 @@ class Staging:
 
     def publish(self) -> None:
         """Puts the folder in its place, once all of it is on the disk."""
-        for path in [*(p for p in self.path.rglob("*") if p.is_file()), self.path]:
+        for path in [*self.path.rglob("*"), self.path]:
             _sync(path)
         shutil.rmtree(self._previous, ignore_errors=True)
         if self.output.exists():
             self.output.rename(self._previous)
-        self.path.rename(self.output)
+        try:
+            self.path.rename(self.output)
+        except OSError:
+            if self._previous.exists():
+                self._previous.rename(self.output)
+            raise
         _sync(self.output.parent)
         shutil.rmtree(self._previous, ignore_errors=True)
+
+
+def _is_artifact(folder: Path) -> bool:
+    return (folder / MANIFEST).exists() and (folder / MANIFEST_DIGEST).exists()
 
 
 def _sync(path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from fastgpt_jax.artifact.digests import digest_files
+from fastgpt_jax.artifact.executable import ArrayType
 from fastgpt_jax.artifact.manifest import (
     MANIFEST,
     MANIFEST_DIGEST,
@@ -43,11 +44,28 @@ def verify_artifact(folder: Path, level: Level = "auto") -> tuple[Manifest, Lite
     if level == "auto":
         level = "full" if weight_bytes <= MAX_AUTO_BYTES else "fast"
     _check_listing(folder, manifest.files)
+    _check_uses(folder, manifest)
     checked = [record for record in manifest.files if level == "full" or record.path not in weight_files]
     for record, digests in zip(checked, digest_files([folder / r.path for r in checked]), strict=True):
         if digests != record.sha256:
             raise CorruptArtifact(f"{folder / record.path} is corrupt: its SHA-256 is not the manifest's; {_WAY_OUT}")
     return manifest, level
+
+
+def _check_uses(folder: Path, manifest: Manifest) -> None:
+    """Whatever the manifest reads must be a file it lists, and weights no other file's."""
+    sizes = {record.path: record.nbytes for record in manifest.files}
+    programs = [manifest.init_state.code]
+    programs += [path for entry in manifest.entry_points for path in (entry.program.code, entry.portable)]
+    programs += ["tokenizer/tokenizer.json"] if manifest.model.tokenizer is not None else []
+    weights = {record.file for record in manifest.weights}
+    for name in (*programs, *weights):
+        if name not in sizes or name in weights and name in programs:
+            raise CorruptArtifact(f"{folder / MANIFEST} uses {name}, which is none of its files; {_WAY_OUT}")
+    for record in manifest.weights:
+        end = record.begin + ArrayType(record.shape, record.dtype).nbytes
+        if record.begin < 0 or end > sizes[record.file]:
+            raise CorruptArtifact(f"{folder / MANIFEST} puts {record.name} outside of {record.file}; {_WAY_OUT}")
 
 
 def _check_listing(folder: Path, files: Sequence[FileRecord]) -> None:
@@ -57,7 +75,7 @@ def _check_listing(folder: Path, files: Sequence[FileRecord]) -> None:
     for name in sorted(found.keys() - expected.keys() - {MANIFEST, MANIFEST_DIGEST}):
         raise CorruptArtifact(f"{folder / name} is not in the manifest; remove it, or {_WAY_OUT}")
     for name, nbytes in expected.items():
-        if name not in found:
+        if name not in found or not found[name].exists():
             raise CorruptArtifact(f"{folder / name} is missing; {_WAY_OUT}")
         size = found[name].stat().st_size
         if size != nbytes:

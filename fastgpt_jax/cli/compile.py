@@ -220,6 +220,8 @@ def check_output(options: Options) -> None:
     try:
         manifest = read_manifest(output)
     except UserError as error:
+        if not options.overwrite:
+            raise UserError(f"{error}, or replace it by --overwrite") from error
         _say(f"replacing what is there: {error}")
         return
     name = model_name(options.model)

@@ -11,6 +11,9 @@ import jax
 
 from fastgpt_jax.artifact.manifest import MANIFEST
 
+MAX_VIRTUAL_DEVICES = 256
+"""More than anybody plays with; a damaged manifest may ask for any number."""
+
 
 def make_virtual_devices(count: int) -> None:
     """Lets the CPU count as so many devices, unless JAX has started; accelerators are as they are."""
@@ -27,6 +30,6 @@ def count_mesh_devices(artifact: str) -> int:
     """
     try:
         axes = json.loads((Path(artifact) / MANIFEST).read_bytes())["mesh_axes"]
-        return math.prod(int(size) for _, size in axes)
+        return min(math.prod(int(size) for _, size in axes), MAX_VIRTUAL_DEVICES)
     except (OSError, ValueError, KeyError, TypeError):
         return 1

@@ -10,7 +10,6 @@ error. An artifact is served as it is: neither the compiler nor any model librar
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 import time
@@ -206,8 +205,7 @@ def _load_artifact(options: Options) -> LLM:
     asked = (options.quantization, options.quantization_rules, options.kv_cache_dtype)
     if asked != (None, None, "auto"):
         raise UserError("quantization is for models that are no artifacts; an artifact is what it was compiled to be")
-    with contextlib.suppress(UserError):  # with fewer devices it is compiled for one
-        make_virtual_devices(count_mesh_devices(options.model))
+    make_virtual_devices(count_mesh_devices(options.model))
     started = time.monotonic()
     llm = LLM(
         options.model,

@@ -22,7 +22,17 @@ from fastgpt_jax.artifact import fingerprint
 from fastgpt_jax.artifact.codec import decode, encode
 from fastgpt_jax.artifact.digests import digest_bytes, digest_file
 from fastgpt_jax.artifact.environment import Environment, current_environment
-from fastgpt_jax.artifact.executable import ArrayType, export_portable, kept_arguments, serialize
+from fastgpt_jax.artifact.executable import (
+    ArrayType,
+    Placement,
+    Signature,
+    compile_afresh,
+    compiler_options,
+    deserialize,
+    export_portable,
+    kept_arguments,
+    serialize,
+)
 from fastgpt_jax.artifact.manifest import (
     FORMAT,
     CertificateRecord,
@@ -139,7 +149,7 @@ def build_artifact(
             weights=tuple(weights),
             entry_points=tuple(entries),
             certificate=_certificate(compiled),
-            fingerprint=builder.fingerprint(),
+            fingerprint=builder.fingerprint(entries),
             files=(),
         )
         shutil.rmtree(staging.path / _PROGRESS, ignore_errors=True)
@@ -175,7 +185,7 @@ class _Builder:
         shardings = [x.sharding for x in distribution.state_shapes(program)]
         init = jax.jit(lambda: (jax.tree.leaves(program.init_state()), []), out_shardings=(shardings, []))
         digest = self._digest(json.dumps(encode(self.state)).encode())
-        return entries, self._program("init-state", digest, lambda: init.lower().compile())
+        return entries, self._program("init-state", digest, lambda: compile_afresh(init.lower()))
 
     def weights(self) -> tuple[list[Any], list[FileRecord]]:
         """Writes every weight that an entry point reads."""
@@ -190,15 +200,30 @@ class _Builder:
 
         return write_weights(self._staging.path, weights, progress)
 
-    def fingerprint(self) -> fingerprint.Fingerprint:
-        """Numbers of the model as it is served, from the compiled code."""
-        compiled = self._compiled
+    def fingerprint(self, entries: Sequence[EntryPointRecord]) -> fingerprint.Fingerprint:
+        """Numbers of the model as it is served: from the code as it is stored, loaded anew."""
+        compiled, by_key = self._compiled, {entry.key: entry for entry in entries}
         prompt = fingerprint.make_prompt(compiled.vocab_size, compiled.buckets, compiled.min_first_chunk)
 
         def run(key: Any, state: list[Any], inputs: Any) -> Any:
-            return compiled.step(state, inputs, None, variant=key.variant)
+            return self._stored_step(by_key[key])(state, inputs, None)
 
         return fingerprint.measure(prompt, compiled.buckets, run, compiled.init_state())[0]
+
+    def _stored_step(self, entry: EntryPointRecord) -> Step:
+        names = list(self._names)
+        weights = [self._compiled.store[names[i]] for i in entry.weights]
+        signature = Signature(
+            name=entry.key.name,
+            state=self.state,
+            weights=tuple(map(_array_type, weights)),
+            inputs=entry.inputs,
+            outputs=entry.outputs,
+            kept=entry.program.kept,
+        )
+        code = (self._staging.path / entry.program.code).read_bytes()
+        placement = self._compiled.distribution.placement or Placement((jax.devices()[0],))
+        return Step(entry.key, deserialize(code, signature, placement), weights)
 
     def _entry_point(self, traced: TracedEntryPoint) -> EntryPointRecord:
         name = traced.key.name
@@ -207,14 +232,16 @@ class _Builder:
         (self._staging.path / f"portable/{name}.bin").write_bytes(portable)
 
         def compile_step() -> jax.stages.Compiled:
-            found = traced.jitted.lower(*traced.arguments).compile()
+            found = compile_afresh(traced.jitted.lower(*traced.arguments))
             store = self._compiled.store
-            # The fingerprint runs on it, and so may whoever goes on with the model in this process.
+            # Whoever goes on with the model in this process need not compile it again.
             self._compiled.steps[traced.key] = Step(traced.key, found, [store[n] for n in traced.weights])
             return found
 
         placed = [_array_type(x) for group in traced.arguments for x in group]
-        digest = self._digest(portable + json.dumps(encode(placed)).encode())
+        # Constraints on placement are not in the portable program.
+        constraints = traced.jitted.lower(*traced.arguments).as_text() if self._compiled.distribution.mesh_axes else ""
+        digest = self._digest(portable + json.dumps([encode(placed), constraints]).encode())
         program = self._program(name, digest, compile_step)
         outputs = jax.eval_shape(traced.jitted, *traced.arguments)[0]
         return EntryPointRecord(
@@ -250,7 +277,8 @@ class _Builder:
 
     def _digest(self, program: bytes) -> str:
         return digest_bytes(
-            program + json.dumps(encode([self.environment, self._compiled.distribution.mesh_axes])).encode()
+            program
+            + json.dumps(encode([self.environment, self._compiled.distribution.mesh_axes, compiler_options()])).encode()
         )
 
 
@@ -262,9 +290,10 @@ def _earlier_programs(staging: Staging) -> dict[str, tuple[ProgramRecord, bytes]
             note = json.loads(path.read_text(encoding="utf-8"))
             record = decode(ProgramRecord, note["record"])
             code = (staging.path / record.code).read_bytes()
+            is_whole = digest_bytes(code) == note["sha256"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if digest_bytes(code) == note["sha256"]:
+        if is_whole:
             found[record.digest] = (record, code)
     try:
         manifest = read_manifest(staging.output)

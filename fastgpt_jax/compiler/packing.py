@@ -46,9 +46,11 @@ class PackedStore:
         missing: dict[str, Value] = {}
         for value in prepare.outputs:
             name = names[value]
+            if name in self._made:
+                continue
             if name in sources and name not in self._inputs:
                 self._made[name] = jax.device_put(sources[name], self._sharding)
-            elif name not in sources and name not in self._made:
+            elif name not in sources:
                 missing[name] = value
         if missing:
             part = extract(prepare, prepare.inputs, list(missing.values()))

@@ -89,7 +89,7 @@ class EngineArgs:
             if getattr(self, name) not in known:
                 raise UserError(f"{name} must be one of {', '.join(map(str, known))}, got {getattr(self, name)!r}")
         # The shortest request is a token of prompt and one of answer.
-        least = {"max_model_len": 2, "max_num_seqs": 1, "max_num_batched_tokens": 1, "max_logprobs": 0, "seed": 0}
+        least = {"max_model_len": 2, "max_num_seqs": 1, "max_num_batched_tokens": 1, "max_logprobs": 1, "seed": 0}
         for name, low in {**least, "tensor_parallel_size": 1}.items():
             value = getattr(self, name)
             if value is None and name != "seed":

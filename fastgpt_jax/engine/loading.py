@@ -52,11 +52,11 @@ def _check_compiled(args: EngineArgs) -> CompiledModel:
         value, found = getattr(args, name), getattr(args.model, name)
         if value is not None and value != found:
             raise UserError(f"{name}={value}, but the model was compiled for {found}; compile it again")
-    is_asked = (args.dtype, args.tokenizer, args.quantization, args.kv_cache_dtype) != ("auto", None, None, "auto")
-    if is_asked:
+    asked = (args.dtype, args.tokenizer, args.quantization, args.kv_cache_dtype, args.max_num_batched_tokens)
+    if asked != ("auto", None, None, "auto", None):
         raise UserError(
-            "dtype, tokenizer, quantization and kv_cache_dtype are decided when a model is compiled; leave them out "
-            "for a compiled one"
+            "dtype, tokenizer, quantization, kv_cache_dtype and max_num_batched_tokens are decided when a model is "
+            "compiled; leave them out for a compiled one"
         )
     return args.model
 
@@ -113,13 +113,15 @@ def _load(args: EngineArgs) -> Any:
 def check_memory(compiled: CompiledModel, share: float) -> None:
     """Raises UserError where caches and what is on the device already exceed this share of its memory."""
     layout = compiled.layout
-    slot_bytes = layout.page_size * layout.bytes_per_token + layout.bytes_per_request
+    # Rows are cut over the devices, what a request carries is whole on each.
+    slot_bytes = layout.page_size * layout.bytes_per_token // compiled.tensor_parallel_size + layout.bytes_per_request
     state_bytes = compiled.max_num_seqs * slot_bytes
     stats = jax.local_devices()[0].memory_stats() or {}
     limit_bytes = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     needed_bytes = state_bytes + stats.get("bytes_in_use", 0)
     if needed_bytes > share * limit_bytes:
+        what = "weights and caches" if stats else "caches"
         raise UserError(
-            f"weights and caches take {needed_bytes / 2**30:.2f} GiB and gpu_memory_utilization={share} allows "
+            f"{what} take {needed_bytes / 2**30:.2f} GiB and gpu_memory_utilization={share} allows "
             f"{share * limit_bytes / 2**30:.2f} GiB; lower max_num_seqs or max_model_len"
         )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -238,6 +239,20 @@ def test_an_interrupted_build_leaves_nothing_and_is_resumed(compiled, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_build_beside_a_persistent_cache_makes_code_that_runs(tmp_path, compiled):
+    """What comes out of JAX's cache cannot be serialized again on a CPU."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        build(tmp_path / "first", make_compiled())
+        report = build(tmp_path / "second", make_compiled())
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    assert not report.reused and tokens(LLM(str(report.output))) == tokens(LLM(compiled))
+
+
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_artifact_as_it_was(compiled, report, folder, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -256,6 +271,36 @@ def test_only_artifacts_and_empty_folders_are_replaced(tmp_path):
         Staging(tmp_path / "mine")
     with pytest.raises(UserError, match="is a file"):
         Staging(tmp_path / "mine/thesis.txt")
+
+
+def test_a_manifest_of_something_else_is_no_artifact(tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="is no artifact"):
+        Staging(tmp_path / "site")
+    with pytest.raises(UserError, match="name a folder in it"):
+        Staging(Path("/"))
+
+
+def test_a_link_to_an_artifact_stays_a_link(folder, report):
+    link = folder.parent / "link"
+    link.symlink_to(folder, target_is_directory=True)
+    for _ in range(2):
+        with Staging(link) as staging:
+            shutil.copytree(report.output, staging.path, dirs_exist_ok=True)
+            staging.publish()
+        assert link.is_symlink() and load_artifact(link).manifest == report.manifest
+
+
+def test_what_a_manifest_reads_must_be_its_files(report, folder):
+    stranger = dataclasses.replace(report.manifest.weights[0], file="../stranger")
+    rewrite(folder, dataclasses.replace(report.manifest, weights=(stranger, *report.manifest.weights[1:])))
+    with pytest.raises(CorruptArtifact, match="stranger"):
+        load_artifact(folder)
+    beyond = dataclasses.replace(report.manifest.weights[0], begin=10**9)
+    rewrite(folder, dataclasses.replace(report.manifest, weights=(beyond, *report.manifest.weights[1:])))
+    with pytest.raises(CorruptArtifact, match="outside"):
+        load_artifact(folder)
 
 
 def test_two_builds_of_one_output_do_not_mix(tmp_path):

@@ -118,7 +118,7 @@ def test_weights_of_every_dtype_come_back(tmp_path, monkeypatch, max_file_bytes)
         np.testing.assert_array_equal(np.asarray(array), expected)
 
 
-HERE = Environment("0.10.2", "0.10.2", "cpu", "cpu", 4, ("avx2", "fma"))
+HERE = Environment("0.10.2", "0.10.2", "cpu", "cpu", "cpu", 4, ("avx2", "fma"))
 
 
 def test_an_environment_with_more_is_no_mismatch():

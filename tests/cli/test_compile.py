@@ -174,10 +174,12 @@ def test_an_output_of_another_environment_is_named_and_refused_or_replaced(folde
     assert re.search(r"^replacing .*out, which was compiled for .*0\.0\.1", capsys.readouterr().err, re.MULTILINE)
 
 
-def test_a_corrupt_artifact_is_replaced_and_said_so(folder, monkeypatch, capsys):
+def test_a_corrupt_artifact_is_replaced_when_asked_and_said_so(folder, monkeypatch, capsys):
     (folder / "out/manifest.json").write_text("{}")
     stop_deriving(monkeypatch)
-    assert tool.main(arguments(folder, "out")) == 130
+    assert tool.main(arguments(folder, "out")) == 2
+    assert "replace it by --overwrite" in capsys.readouterr().err
+    assert tool.main([*arguments(folder, "out"), "--overwrite"]) == 130
     assert re.search(r"^replacing what is there: .*is corrupt", capsys.readouterr().err, re.MULTILINE)
 
 
