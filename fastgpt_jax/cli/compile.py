@@ -41,7 +41,7 @@ from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.quantization import make_pipeline
 from fastgpt_jax.errors import UserError
 from passes.manager import PassManager, PassOptions
-from passes.registry import PASSES
+from passes.registry import PASSES, PIPELINES
 
 AUTO = "auto"
 
@@ -76,7 +76,7 @@ def make_flags() -> flags.FlagValues:
     text("buckets", AUTO, "Tokens of the prefill steps, as in 16,64,256, or auto.", flag_values=values)
     text("decode_buckets", AUTO, "Requests of the decode steps, as in 1,8, or auto.", flag_values=values)
     text("traffic", None, "Histogram that auto buckets are chosen for, a JSON file.", flag_values=values)
-    text("passes", default.pipeline, f"Passes in order, of {','.join(PASSES)}.", flag_values=values)
+    text("passes", default.pipeline, f"Passes in order, of {','.join([*PASSES, *PIPELINES])}.", flag_values=values)
     text("print_ir_after", None, "Show the program after a pass: all, changed or its name.", flag_values=values)
     text("stop_after", None, "Last pass that is run.", flag_values=values)
     integer("bisect_limit", None, "Rewrites that are made, the rest is skipped.", lower_bound=0, flag_values=values)
