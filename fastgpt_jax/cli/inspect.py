@@ -64,7 +64,8 @@ def make_flags() -> flags.FlagValues:
         flag_values=values,
     )
     integer("num_requests", 1, "Requests of the decode step.", lower_bound=1, flag_values=values)
-    text("passes", CompileConfig().pipeline, f"Passes in order, of {','.join([*PASSES, *PIPELINES])}.", flag_values=values)
+    known = ",".join((*PASSES, *PIPELINES))
+    text("passes", CompileConfig().pipeline, f"Passes in order, of {known}.", flag_values=values)
     flags.DEFINE_enum("quantization", None, list(SCHEMES), "Scheme of the weights.", flag_values=values)
     flags.DEFINE_enum("machine", "h100", list(MACHINES), "Machine of the roofline.", flag_values=values)
     return values
