@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import huggingface_hub.constants  # noqa: F401 - reads the environment once, before a test changes it
 import jax
 import jax.numpy as jnp
 import numpy as np
