@@ -6,13 +6,9 @@ not, so that each can be divided among devices by itself.
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
 
-from fastgpt_jax.models.layers.decoder import DecoderConfig, PreNormBlock, rotation_of
-from fastgpt_jax.models.layers.norm import RMSNorm
-from fastgpt_jax.models.layers.vocabulary import make_embed, make_head, unembed
+from fastgpt_jax.models.layers.decoder import DecoderConfig, PreNormDecoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +27,8 @@ class Phi3Config(DecoderConfig):
         return int(self.head_dim * self.partial_rotary_factor)
 
 
-class Phi3(nnx.Module):
+class Phi3(PreNormDecoder):
     """A decoder-only transformer: tokens to next-token logits."""
 
     def __init__(self, config: Phi3Config, *, rngs: nnx.Rngs):
-        dtype, width = jnp.dtype(config.dtype), config.hidden_size
-        self.config = config
-        self.embed = make_embed(config.vocab_size, width, dtype=dtype, rngs=rngs)
-        self.layers = nnx.List(
-            [PreNormBlock(config, window=config.sliding_window, rngs=rngs) for _ in range(config.num_hidden_layers)]
-        )
-        self.norm = RMSNorm(width, config.rms_norm_eps, dtype=dtype)
-        self.head = make_head(config.vocab_size, width, is_tied=config.tie_word_embeddings, dtype=dtype, rngs=rngs)
-
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-        rotation = rotation_of(self.config, tokens.shape[1])
-        x = self.embed(tokens)
-        for layer in self.layers:
-            x = layer(x, rotation)
-        return unembed(self.norm(x), self.embed, self.head)
+        super().__init__(config, window=config.sliding_window, rngs=rngs)

@@ -5,13 +5,9 @@ Knows no cache, no serving and no checkpoint format. The one idea: norms before 
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
 
-from fastgpt_jax.models.layers.decoder import DecoderConfig, PreNormBlock, rotation_of
-from fastgpt_jax.models.layers.norm import RMSNorm
-from fastgpt_jax.models.layers.vocabulary import make_embed, make_head, unembed
+from fastgpt_jax.models.layers.decoder import DecoderConfig, PreNormDecoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,31 +17,9 @@ class Qwen3Config(DecoderConfig):
     attention_bias: bool = False
 
 
-class Qwen3(nnx.Module):
+class Qwen3(PreNormDecoder):
     """A decoder-only transformer with QK-norm: tokens to next-token logits."""
 
     def __init__(self, config: Qwen3Config, *, rngs: nnx.Rngs):
-        dtype, width = jnp.dtype(config.dtype), config.hidden_size
-        self.config = config
-        self.embed = make_embed(config.vocab_size, width, dtype=dtype, rngs=rngs)
-        self.layers = nnx.List(
-            [
-                PreNormBlock(
-                    config,
-                    bias=config.attention_bias,
-                    output_bias=config.attention_bias,
-                    has_head_norms=True,
-                    rngs=rngs,
-                )
-                for _ in range(config.num_hidden_layers)
-            ]
-        )
-        self.norm = RMSNorm(width, config.rms_norm_eps, dtype=dtype)
-        self.head = make_head(config.vocab_size, width, is_tied=config.tie_word_embeddings, dtype=dtype, rngs=rngs)
-
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-        rotation = rotation_of(self.config, tokens.shape[1])
-        x = self.embed(tokens)
-        for layer in self.layers:
-            x = layer(x, rotation)
-        return unembed(self.norm(x), self.embed, self.head)
+        bias = config.attention_bias
+        super().__init__(config, bias=bias, output_bias=bias, has_head_norms=True, rngs=rngs)

@@ -1,21 +1,24 @@
-"""What the rotary decoders (Llama and its kin) have in common: their shape, and the block of two pre-norms.
+"""What the rotary decoders (Llama and its kin) share: their shape, the block of two pre-norms, and the forward.
 
-Knows no family. The one idea: a family is the fields it adds to this shape and the arguments it gives this block.
+Knows no family, no cache and no serving: this is what one writes to train such a model. The one idea: a family is the
+fields it adds to this shape and the arguments it gives this block.
 """
 
 import abc
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.models.layers.mlp import GatedMLP
 from fastgpt_jax.models.layers.norm import RMSNorm
 from fastgpt_jax.models.layers.rope import RopeScaling, Rotation, make_frequencies, rope_table
 from fastgpt_jax.models.layers.self_attention import SelfAttention
+from fastgpt_jax.models.layers.vocabulary import make_embed, make_head, unembed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,3 +108,25 @@ class PreNormBlock(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"], rotation: Rotation) -> Float[Array, "B T D"]:
         x = x + self.attention(self.attention_norm(x), rotation)
         return x + self.mlp(self.mlp_norm(x))
+
+
+class PreNormDecoder(nnx.Module):
+    """A decoder-only transformer of `PreNormBlock`s: tokens to next-token logits. The base of a family's module."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, **block_options: Any):
+        """Args: block_options: Of every `PreNormBlock`."""
+        dtype, width = jnp.dtype(config.dtype), config.hidden_size
+        self.config = config
+        self.embed = make_embed(config.vocab_size, width, dtype=dtype, rngs=rngs)
+        self.layers = nnx.List(
+            [PreNormBlock(config, **block_options, rngs=rngs) for _ in range(config.num_hidden_layers)]
+        )
+        self.norm = RMSNorm(width, config.rms_norm_eps, dtype=dtype)
+        self.head = make_head(config.vocab_size, width, is_tied=config.tie_word_embeddings, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        rotation = rotation_of(self.config, tokens.shape[1])
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = layer(x, rotation)
+        return unembed(self.norm(x), self.embed, self.head)
