@@ -12,6 +12,7 @@ answer a read from what it holds in registers. Knows no kernel and no graph. `pa
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -52,7 +53,7 @@ Look = Callable[[Read], Any]
 """Answers a read: an array that broadcasts against the positions; for a block, one number, or None if it has none."""
 
 
-class Mask:
+class Mask(abc.ABC):
     """A rule of visibility. Invariant: immutable and hashable; equal masks hold the same pairs."""
 
     @property
@@ -65,10 +66,11 @@ class Mask:
         """Whether the answer may differ between queries."""
         return True
 
+    @abc.abstractmethod
     def evaluate(self, q: Any, k: Any, look: Look) -> Any:
         """Whether q sees k, for positions of equal shape; `look` answers reads at these positions."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def block(self, q0: Any, q1: Any, k0: Any, k1: Any, look: Look | None = None) -> Answer:
         """Whether any pair, and whether every pair, of queries `[q0, q1)` and keys `[k0, k1)` is visible.
 
@@ -77,7 +79,6 @@ class Mask:
           look: Answers reads that have one value for all of the block, and None to others; without it nothing is known
             of leaves.
         """
-        raise NotImplementedError
 
     def contains(self, q: Any, k: Any, leaves: Sequence[Any] = ()) -> Any:
         """Whether q sees k, for NumPy or JAX arrays of positions that broadcast, and one request's leaves."""
@@ -150,12 +151,13 @@ class _Interval(Mask):
             return All()
         return Nothing() if lo is not None and end is not None and lo >= end else cls(lo, end)
 
+    @abc.abstractmethod
     def _number(self, q: Any, k: Any) -> Any:
-        raise NotImplementedError
+        """The number."""
 
+    @abc.abstractmethod
     def _extremes(self, q0: Any, q1: Any, k0: Any, k1: Any) -> tuple[Any, Any]:
         """The smallest and the largest number in a block."""
-        raise NotImplementedError
 
     def evaluate(self, q: Any, k: Any, look: Look) -> Any:
         number = self._number(q, k)

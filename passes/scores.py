@@ -6,6 +6,7 @@ elementwise in the scores, and reads run-time arrays through `Read` as masks do.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from passes.masks import Look, Read
 
 
-class Score:
+class Score(abc.ABC):
     """A function of one score, its head and its positions. Invariant: immutable and hashable."""
 
     @property
@@ -21,9 +22,9 @@ class Score:
         """The run-time values the function needs, each once."""
         return ()
 
+    @abc.abstractmethod
     def evaluate(self, scores: Any, head: Any, q: Any, k: Any, look: Look) -> Any:
         """New scores; `head`, `q`, `k` and what `look` answers broadcast against them."""
-        raise NotImplementedError
 
     def apply(self, scores: Any, head: Any, q: Any, k: Any, leaves: Sequence[Any] = ()) -> Any:
         """New scores, reads answered by one request's leaves."""

@@ -9,6 +9,7 @@ The one idea: matching yields states and never changes one, so alternatives are 
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -107,12 +108,12 @@ def look_through(view: View, state: State) -> tuple[View, State]:
     return view, state if axes is state.axes else replace(state, axes=axes)
 
 
-class Pattern:
+class Pattern(abc.ABC):
     """Something that a value may be computed as."""
 
+    @abc.abstractmethod
     def match(self, view: View, state: State) -> Iterator[State]:
         """Every way in which it is."""
-        raise NotImplementedError
 
     @property
     def heads(self) -> frozenset[str] | None:
@@ -395,11 +396,6 @@ def match_all(todo: Sequence[tuple[Pattern, View]], state: State) -> Iterator[St
 def apply(names: str, *operands: Pattern, condition: Callable[[Op], bool] | None = None) -> Apply:
     """An elementwise operation; `names` may give several, separated by `|`."""
     return Apply(tuple(names.split("|")), operands, condition)
-
-
-def span_of(state: State, name: str) -> frozenset[Axis]:
-    """The axes that a name stands for."""
-    return frozenset(state.axes.expand(state.spans[name]))
 
 
 def axes_of(state: State, name: str) -> frozenset[Axis]:
