@@ -1,0 +1,1 @@
+"""The server: an engine behind an OpenAI-compatible HTTP surface."""
