@@ -1,0 +1,120 @@
+"""The thread that owns an engine: commands in, steps, outputs out.
+
+Knows no asyncio and no HTTP. The one idea: the engine is touched by this thread alone; commands are functions that run
+between two steps, and whoever gave one is never waited for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastgpt_jax.engine.outputs import RequestOutput
+
+MAX_FAILED_STEPS = 3
+"""So many failed steps, one after the other, mean that the engine is beyond help."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRecord:
+    """One step: when it began and ended, on the monotonic clock, what came out, and the engine's counts after it."""
+
+    started_s: float
+    ended_s: float
+    outputs: Sequence[Any]
+    stats: Any
+
+    @property
+    def seconds(self) -> float:
+        return self.ended_s - self.started_s
+
+
+class EngineThread:
+    """Steps an engine whenever it has something to do.
+
+    Invariants: `engine` is used by this thread alone once it runs; callbacks are called on this thread, in order.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        *,
+        on_step: Callable[[StepRecord], None],
+        on_failed_step: Callable[[Exception], None],
+        on_death: Callable[[BaseException], None],
+    ):
+        self._engine = engine
+        self._on_step = on_step
+        self._on_failed_step = on_failed_step
+        self._on_death = on_death
+        self._commands: deque[Callable[[], None]] = deque()
+        self._has_work = threading.Condition()
+        self._is_closing = False
+        self._num_failed = 0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.stats: Any = read_stats(engine)
+
+    def start(self) -> None:
+        """Lets the thread run."""
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, command: Callable[[], None]) -> None:
+        """Has a function run on the thread before its next step; what it raises ends the thread."""
+        with self._has_work:
+            self._commands.append(command)
+            self._has_work.notify()
+
+    def close(self) -> None:
+        """Ends the thread after the step it is in, and waits for that."""
+        with self._has_work:
+            self._is_closing = True
+            self._has_work.notify()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._run_commands():
+                if self._engine.has_unfinished_requests():
+                    self._step()
+                self.stats = read_stats(self._engine)
+        except BaseException as error:  # whatever it is, those who wait must hear of it
+            self._on_death(error)
+
+    def _run_commands(self) -> bool:
+        """Runs what was submitted, waiting for something where the engine is idle; False when it is time to end."""
+        with self._has_work:
+            while not (self._commands or self._is_closing or self._engine.has_unfinished_requests()):
+                self._has_work.wait()
+            commands = list(self._commands)
+            self._commands.clear()
+            is_closing = self._is_closing
+        for command in commands:
+            command()
+        return not is_closing
+
+    def _step(self) -> None:
+        started_s = time.monotonic()
+        try:
+            outputs: list[RequestOutput] = self._engine.step()
+        except Exception as error:
+            self._num_failed += 1
+            if self._num_failed >= MAX_FAILED_STEPS:
+                raise
+            self._on_failed_step(error)
+            return
+        self._num_failed = 0
+        self._on_step(StepRecord(started_s, time.monotonic(), outputs, read_stats(self._engine)))
+
+
+def read_stats(engine: Any) -> Any:
+    """Returns the engine's counts."""
+    return engine.stats() if hasattr(engine, "stats") else None
