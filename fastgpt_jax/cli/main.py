@@ -46,6 +46,11 @@ def console() -> None:
     sys.exit(main(sys.argv[1:]))
 
 
+def serve_console() -> None:
+    """The installed command `fastgpt-server`: `fastgpt serve` by a name of its own."""
+    sys.exit(main(["serve", *sys.argv[1:]]))
+
+
 def _usage() -> str:
     width = max(map(len, TOOLS))
     tools = "\n".join(f"  {name.ljust(width)}  {purpose}" for name, purpose in TOOLS.items())
