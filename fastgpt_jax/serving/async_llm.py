@@ -178,8 +178,9 @@ class AsyncLLM:
                 stream.has_mail.clear()
                 if stream.error is not None:
                     raise stream.error
-                yield stream.output
-                if stream.output.finished:
+                output = stream.output  # may be replaced while the reader is away
+                yield output
+                if output.finished:
                     return
         finally:
             self._abort(request_id, stream)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastgpt_jax.engine.outputs import RequestOutput
+from fastgpt_jax.engine.stats import EngineStats
 
 MAX_FAILED_STEPS = 3
 """So many failed steps, one after the other, mean that the engine is beyond help."""
@@ -26,7 +27,7 @@ class StepRecord:
     started_s: float
     ended_s: float
     outputs: Sequence[Any]
-    stats: Any
+    stats: EngineStats
 
     @property
     def seconds(self) -> float:
@@ -56,7 +57,7 @@ class EngineThread:
         self._is_closing = False
         self._num_failed = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self.stats: Any = read_stats(engine)
+        self.stats: EngineStats = read_stats(engine)
 
     def start(self) -> None:
         """Lets the thread run."""
@@ -115,6 +116,6 @@ class EngineThread:
         self._on_step(StepRecord(started_s, time.monotonic(), outputs, read_stats(self._engine)))
 
 
-def read_stats(engine: Any) -> Any:
+def read_stats(engine: Any) -> EngineStats:
     """Returns the engine's counts."""
-    return engine.stats() if hasattr(engine, "stats") else None
+    return engine.stats() if hasattr(engine, "stats") else EngineStats()

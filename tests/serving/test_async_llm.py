@@ -1,0 +1,249 @@
+"""Requests await their outputs, are refused early, and never hold up the thread that steps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+
+import pytest
+
+from fastgpt_jax.engine.engine import LLMEngine
+from fastgpt_jax.errors import UserError
+from fastgpt_jax.sampling.params import SamplingParams
+from fastgpt_jax.serving.admission import Admission
+from fastgpt_jax.serving.async_llm import Aborted, AsyncLLM, Draining, EngineDead, Overloaded, StepFailed
+from tests.engine.fake import FakeCompiled, continue_greedily
+from tests.serving.scripted_engine import ScriptedEngine
+
+
+@contextlib.asynccontextmanager
+async def serving(engine, max_queue_len=100, max_queued_tokens=10_000):
+    llm = AsyncLLM(engine, max_queue_len=max_queue_len, max_queued_tokens=max_queued_tokens)
+    try:
+        yield llm
+    finally:
+        await llm.close()
+
+
+async def collect(llm, request_id="a", prompt=(1, 2, 3), max_tokens=5, n=1, **options):
+    params = SamplingParams(max_tokens=max_tokens, n=n)
+    return [output async for output in llm.generate(request_id, list(prompt), params, **options)]
+
+
+async def until(condition, timeout_s=10.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        await asyncio.sleep(0.005)
+
+
+def test_many_requests_get_what_a_real_engine_generates():
+    async def one(llm, index):
+        params = SamplingParams(temperature=0, max_tokens=8)
+        outputs = [output async for output in llm.generate(f"r{index}", [1, 2, 3 + index], params)]
+        return outputs[-1].outputs[0].token_ids
+
+    async def body():
+        async with serving(LLMEngine(FakeCompiled(is_fast=True))) as llm:
+            return await asyncio.gather(*(one(llm, index) for index in range(12)))
+
+    assert asyncio.run(body()) == [continue_greedily([1, 2, 3 + index], 8) for index in range(12)]
+
+
+def test_the_engine_is_touched_by_one_thread_that_is_not_the_loops():
+    engine = ScriptedEngine()
+
+    async def body():
+        async with serving(engine) as llm:
+            await asyncio.gather(*(collect(llm, f"r{index}") for index in range(5)))
+
+    asyncio.run(body())
+    assert len(engine.threads) == 1 and threading.get_ident() not in engine.threads
+
+
+def test_a_slow_reader_holds_nobody_up_and_misses_no_token():
+    engine = ScriptedEngine(before_step=lambda engine: time.sleep(0.001))
+
+    async def slow(llm):
+        seen = []
+        async for output in llm.generate("slow", [1], SamplingParams(max_tokens=40)):
+            seen.append(output)
+            await asyncio.sleep(0.05)
+        return seen
+
+    async def body():
+        async with serving(engine) as llm:
+            task = asyncio.create_task(slow(llm))
+            await collect(llm, "quick", max_tokens=40)
+            num_steps = engine.num_steps
+            return num_steps, await task
+
+    num_steps, seen = asyncio.run(body())
+    assert num_steps <= 42, "the quick one took no more steps than it needs"
+    assert len(seen) < 10, "what was not fetched in time was overwritten"
+    assert seen[-1].outputs[0].token_ids == tuple(range(40))
+
+
+def test_leaving_the_iteration_aborts():
+    engine = ScriptedEngine(before_step=lambda engine: time.sleep(0.002))
+
+    async def body():
+        async with serving(engine) as llm:
+            async with contextlib.aclosing(llm.generate("left", [1], SamplingParams(max_tokens=60))) as outputs:
+                async for _ in outputs:
+                    break
+            cancelled = asyncio.create_task(collect(llm, "cancelled", max_tokens=60))
+            await until(lambda: "cancelled" in engine.requests)
+            cancelled.cancel()
+            await until(lambda: set(engine.aborted) == {"left", "cancelled"})
+            assert llm.num_unfinished == 0 and not engine.requests
+
+    asyncio.run(body())
+
+
+def test_what_is_too_much_is_refused_before_it_is_queued():
+    engine = ScriptedEngine(max_num_seqs=2, before_step=lambda engine: time.sleep(0.002))
+
+    async def body():
+        async with serving(engine, max_queue_len=1) as llm:
+            tasks = [asyncio.create_task(collect(llm, f"r{index}", max_tokens=20)) for index in range(6)]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            refused = [result for result in results if isinstance(result, Overloaded)]
+            assert len(refused) == 3 and all(error.retry_after_s >= 1 for error in refused)
+            assert "2 sequences wait" not in str(refused[0]) and "1 sequences wait" in str(refused[0])
+            assert len(await collect(llm, "later")) > 0, "a place is free again"
+
+    asyncio.run(body())
+
+
+def test_queued_tokens_are_bounded_and_told_in_seconds():
+    admission = Admission(max_running=8, max_queue_len=8, max_queued_tokens=100)
+    admission.check(1, 10_000)  # nothing waits before it
+    admission.add("a", 1, 90, max_tokens=210)
+    with pytest.raises(Overloaded) as first:
+        admission.check(1, 20)
+    admission.rate.add(num_tokens=100, seconds=1.0)
+    with pytest.raises(Overloaded) as second:
+        admission.check(1, 20)
+    assert (first.value.retry_after_s, second.value.retry_after_s) == (1, 3)  # 90 + 210 tokens at 100 a second
+    admission.start("a")
+    admission.check(1, 20)
+    admission.remove("a")
+    assert (admission.num_sequences, admission.num_queued_tokens, admission.queue_s) == (0, 0, 0.0)
+
+
+def test_a_request_that_cannot_be_served_is_the_users_mistake():
+    async def body():
+        slow = ScriptedEngine(max_model_len=8, before_step=lambda engine: time.sleep(0.02))
+        async with serving(slow) as llm:
+            with pytest.raises(UserError, match="the context holds 8"):
+                await collect(llm, prompt=range(9))
+            task = asyncio.create_task(collect(llm, "same"))
+            await until(lambda: llm.num_unfinished == 1)
+            with pytest.raises(UserError, match="in use"):
+                await collect(llm, "same")
+            await task
+            assert llm.num_unfinished == 0
+
+    asyncio.run(body())
+
+
+def test_options_reach_the_engine_and_the_time_to_tokenise_counts():
+    engine = ScriptedEngine()
+    engine.before_step = lambda engine: seen.update(engine.requests["a"].options)
+    seen = {}
+
+    async def body():
+        async with serving(engine) as llm:
+            await collect(llm, priority=3, deadline_s=5.0, cache_salt="tenant")
+
+    asyncio.run(body())
+    assert (seen["priority"], seen["cache_salt"]) == (3, "tenant") and 4.0 < seen["deadline_s"] < 5.0
+
+
+def test_a_failing_step_fails_its_requests_and_not_the_server():
+    def fail_once(engine):
+        if engine.num_steps == 3 and not failed:
+            failed.append(True)
+            raise ValueError("device lost")
+
+    failed = []
+
+    async def body():
+        async with serving(ScriptedEngine(before_step=fail_once)) as llm:
+            with pytest.raises(StepFailed, match="ValueError") as told:
+                await collect(llm)
+            assert "device lost" not in str(told.value), "a client is told no internals"
+            assert llm.is_alive and len((await collect(llm))[-1].outputs[0].token_ids) == 5
+
+    asyncio.run(body())
+
+
+def test_an_engine_that_keeps_failing_is_dead_and_says_so():
+    def fail(engine):
+        raise ValueError("device lost")
+
+    async def body():
+        async with serving(ScriptedEngine(before_step=fail)) as llm:
+            outcomes = [await asyncio.gather(collect(llm), return_exceptions=True) for _ in range(4)]
+            assert [type(outcome[0]) for outcome in outcomes] == [StepFailed, StepFailed, EngineDead, EngineDead]
+            assert not llm.is_alive and not llm.is_ready
+
+    asyncio.run(body())
+
+
+def test_abort_by_id_ends_what_another_task_awaits():
+    async def body():
+        async with serving(ScriptedEngine(before_step=lambda engine: time.sleep(0.002))) as llm:
+            task = asyncio.create_task(collect(llm, "a", max_tokens=60))
+            await until(lambda: llm.stats().generation_tokens > 2)
+            await llm.abort("a")
+            last = (await task)[-1]
+            assert last.finished and last.outputs[0].finish_reason == "abort" and last.outputs[0].token_ids
+            await llm.abort("nobody")
+
+        blocked = threading.Event()
+        async with serving(ScriptedEngine(before_step=lambda engine: blocked.wait(5))) as llm:
+            task = asyncio.create_task(collect(llm, "b"))
+            await until(lambda: llm.num_unfinished == 1)
+            await llm.abort("b")
+            with pytest.raises(Aborted):
+                await task
+            blocked.set()
+
+    asyncio.run(body())
+
+
+def test_draining_finishes_what_runs_and_takes_nothing_new():
+    engine = ScriptedEngine(before_step=lambda engine: time.sleep(0.005))
+
+    async def body():
+        async with serving(engine) as llm:
+            task = asyncio.create_task(collect(llm, max_tokens=10))
+            await until(lambda: llm.num_unfinished == 1)
+            drained = asyncio.create_task(llm.drain(10))
+            await until(lambda: llm.is_draining)
+            assert not llm.is_ready
+            with pytest.raises(Draining):
+                await collect(llm, "late")
+            assert await drained and len((await task)[-1].outputs[0].token_ids) == 10
+
+        async with serving(engine) as llm:
+            task = asyncio.create_task(collect(llm, max_tokens=60))
+            await until(lambda: llm.num_unfinished == 1)
+            assert not await llm.drain(0.02), "it would take longer"
+            await llm.close()
+            with pytest.raises(Draining):
+                await task
+
+    asyncio.run(body())
+    assert not engine.requests
+
+
+def test_another_event_loop_may_take_over():
+    llm = AsyncLLM(ScriptedEngine(), max_queue_len=10, max_queued_tokens=100)
+    for _ in range(3):
+        assert len(asyncio.run(collect(llm))[-1].outputs[0].token_ids) == 5
+    asyncio.run(llm.close())
