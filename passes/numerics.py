@@ -11,3 +11,4 @@ class Numerics(enum.Enum):
     EXACT = "exact"  # bit for bit, operation by operation
     REASSOCIATES = "reassociates"  # equal in real numbers, rounded elsewhere
     APPROXIMATE = "approximate"  # within a budget that the pass states
+    LOSSY = "lossy"  # other numbers, as it was asked to: what is left out does not come back

@@ -10,7 +10,7 @@ from passes.rewrite import Rewrite
 
 @dataclass(frozen=True)
 class Remark:
-    """Why a rewrite that nearly matched did not: the operation that stopped it and the user's line."""
+    """Something said of an operation and the user's line: why a rewrite that nearly matched did not, for one."""
 
     reason: str
     op: str
@@ -31,11 +31,13 @@ class PassResult:
 
     Attributes:
       rewrites: What was replaced by what, where the pass says so; each is validated by itself.
+      notes: What there is to say of rewrites that were made, such as how much they save.
     """
 
     matched: int = 0
     remarks: tuple[Remark, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
+    notes: tuple[Remark, ...] = ()
 
     @property
     def missed(self) -> int:
@@ -43,4 +45,9 @@ class PassResult:
         return len(self.remarks)
 
     def __add__(self, other: PassResult) -> PassResult:
-        return PassResult(self.matched + other.matched, self.remarks + other.remarks, self.rewrites + other.rewrites)
+        return PassResult(
+            self.matched + other.matched,
+            self.remarks + other.remarks,
+            self.rewrites + other.rewrites,
+            self.notes + other.notes,
+        )
