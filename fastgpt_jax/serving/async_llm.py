@@ -12,9 +12,10 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from fastgpt_jax.engine.outputs import RequestOutput
 from fastgpt_jax.errors import UserError
@@ -27,6 +28,14 @@ __all__ = ["Aborted", "AsyncLLM", "Draining", "EngineDead", "Overloaded", "StepF
 NUM_TOKENISERS = 2
 POLL_S = 0.02
 """How often a drain looks whether all is done."""
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Counts what happens; a request ends with a finished output of a step, or by `on_end` ("abort", "error")."""
+
+    def on_step(self, record: StepRecord) -> None: ...
+    def on_end(self, request_id: str, reason: str) -> None: ...
 
 
 class _Stream:
@@ -63,11 +72,12 @@ class AsyncLLM:
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, _Stream] = {}
-        self._observers: list[Callable[[StepRecord], None]] = []
+        self._observers: list[Observer] = []
         self._lock = threading.Lock()
         self._mail: dict[str, Any] = {}
         self._work = [0, 0.0]  # tokens and seconds since the mail was last fetched
         self._num_tokens: dict[str, int] = {}  # of the thread
+        self.num_refused: Counter[str] = Counter({"overloaded": 0, "draining": 0})
         self._is_draining = False
         self._death: BaseException | None = None
         self._tokenisers = ThreadPoolExecutor(NUM_TOKENISERS, thread_name_prefix="tokeniser")
@@ -135,8 +145,8 @@ class AsyncLLM:
         """Returns the engine's counts after its last step."""
         return self._thread.stats
 
-    def observe(self, observer: Callable[[StepRecord], None]) -> None:
-        """Has a function called on the engine's thread after every step; it must be quick, and must not raise."""
+    def observe(self, observer: Observer) -> None:
+        """Has an observer told of what happens, on the engine's thread; it must be quick, and must not raise."""
         self._observers.append(observer)
 
     async def generate(
@@ -164,7 +174,7 @@ class AsyncLLM:
           StepFailed: A step failed that the request had a part in.
         """
         self._check_available()
-        self._admission.check(getattr(params, "n", 1))
+        self._check_room(getattr(params, "n", 1), 0)
         started_s = time.monotonic()
         check = functools.partial(self._engine.check_request, prompt, params)
         text, token_ids = await asyncio.get_running_loop().run_in_executor(self._tokenisers, check)
@@ -211,9 +221,17 @@ class AsyncLLM:
 
     def _check_available(self) -> None:
         if self._is_draining:
+            self.num_refused["draining"] += 1
             raise Draining("the server is shutting down; send the request elsewhere")
         if not self.is_alive:
             raise _dead()
+
+    def _check_room(self, num_sequences: int, num_tokens: int) -> None:
+        try:
+            self._admission.check(num_sequences, num_tokens)
+        except Overloaded:
+            self.num_refused["overloaded"] += 1
+            raise
 
     def _admit(self, request_id: str, prompt: dict[str, Any], params: Any, options: dict[str, Any]) -> _Stream:
         """Queues a checked request unless there is too much already."""
@@ -222,7 +240,7 @@ class AsyncLLM:
         if request_id in self._streams:
             raise UserError(f"request id {request_id!r} is in use by an unfinished request")
         num_sequences, num_tokens = getattr(params, "n", 1), len(prompt["prompt_token_ids"])
-        self._admission.check(num_sequences, num_tokens)
+        self._check_room(num_sequences, num_tokens)
         longest = self.max_model_len - num_tokens
         max_tokens = min(getattr(params, "max_tokens", 0) or longest, longest)
         self._admission.add(request_id, num_sequences, num_tokens, max_tokens)
@@ -276,13 +294,15 @@ class AsyncLLM:
             return
         self._num_tokens[request_id] = -len(prompt["prompt_token_ids"])
 
-    def _forget(self, request_id: str) -> None:
-        self._num_tokens.pop(request_id, None)
-        self._engine.abort_request(request_id)
+    def _forget(self, request_id: str, reason: str = "abort") -> None:
+        if self._num_tokens.pop(request_id, None) is not None:
+            self._engine.abort_request(request_id)
+            for observer in self._observers:
+                observer.on_end(request_id, reason)
 
     def _on_step(self, record: StepRecord) -> None:
         for observer in self._observers:
-            observer(record)
+            observer.on_step(record)
         num_tokens = sum(map(self._count, record.outputs))
         self._send({output.request_id: output for output in record.outputs}, num_tokens, record.seconds)
 
@@ -300,7 +320,7 @@ class AsyncLLM:
         """The engine's state is unknown for every request in it, so all of them fail; later ones start afresh."""
         failed = list(self._num_tokens)
         for request_id in failed:
-            self._forget(request_id)
+            self._forget(request_id, "error")
         self._send(
             {request_id: StepFailed(f"a step of the model failed: {type(error).__name__}") for request_id in failed}
         )

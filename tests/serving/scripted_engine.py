@@ -48,6 +48,7 @@ class ScriptedEngine:
             generation=None,
             tokenizer=Tokenizer(),
             buckets=None,
+            layout=SimpleNamespace(page_size=max_model_len, num_pages=max_num_seqs),
         )
         self.tokenizer = self.compiled.tokenizer
         self.before_step = before_step
