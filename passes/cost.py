@@ -2,16 +2,17 @@
 
 Conventions: a multiply-add is two FLOPs; an elementwise operation is one per output element, transcendental or not;
 data movement is none. Bytes are what an operation reads and writes when nothing is fused; slices, gathers and updates
-in place count the elements they touch. Operations of ours cost what their meaning costs. A `while` runs as often as its
-counter says; where the number is not known its body counts once and the cost says so. A `cond` costs the dearest
-branch.
+in place count the elements they touch. Operations of ours cost what their meaning costs, but those on quantized weights
+move what is stored (packed numbers and scales) and never the floats that these stand for; their FLOPs are the product's
+and those of unpacking and scaling. A `while` runs as often as its counter says; where the number is not known its body
+counts once and the cost says so. A `cond` costs the dearest branch.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +30,10 @@ _MOVEMENT = frozenset(
     "dynamic_update_slice expand_dims gather iota name optimization_barrier pad reshape rev scatter select_n "
     "sharding_constraint slice split squeeze stack stop_gradient tile transpose unstack".split()
 )
+
+
+_STORED_OPERANDS: Mapping[str, int] = MappingProxyType({"quantized_dot": 3, "dequantize": 2})
+"""Operations on quantized weights: how many operands they read; the rest is there for gradients alone."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,21 @@ def graph_cost(graph: Graph) -> Cost:
     return sum((op_cost(op) for op in graph.ops), Cost())
 
 
+def step_cost(graph: Graph) -> Cost:
+    """The cost of each step: of what the inputs with a path, which are parameters, do not alone determine.
+
+    What they do determine is computed once, when parameters are prepared.
+    """
+    known = {value for value in graph.inputs if value.path is not None}
+    total = Cost()
+    for op in graph.ops:
+        if op.operands and not op.effects and all(v in known or v.const is not None for v in op.operands):
+            known.update(op.results)
+        else:
+            total += op_cost(op)
+    return total
+
+
 def op_cost(op: Op) -> Cost:
     """The cost of one operation with its bodies."""
     if op.name == "scan":
@@ -67,7 +87,9 @@ def op_cost(op: Op) -> Cost:
         avals = tuple(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in op.operands)
         if op.regions:
             return _cost_of(lambda *args: apply_op(op, args), avals)
-        return _cost_of_meaning(meaning, tuple(sorted(op.params.items())), avals)
+        cost = _cost_of_meaning(meaning, tuple(sorted(op.params.items())), avals)
+        stored = _STORED_OPERANDS.get(op.name)
+        return cost if stored is None else Cost(cost.flops, _moved(op.operands[:stored], op.results))
     called = compat.called_jaxpr(op)
     if called is not None:
         return graph_cost(read_jaxpr(called))
@@ -149,14 +171,18 @@ _FLOPS: Mapping[str, Callable[[Op], int]] = MappingProxyType(
 
 
 def _bytes(op: Op) -> int:
-    touched = sum(result.nbytes for result in op.results)
+    touched = _moved((), op.results)
     if op.name in ("slice", "dynamic_slice", "gather"):
         return 2 * touched + _indices_bytes(op, first=1)
     if op.name == "dynamic_update_slice":
         return 2 * op.operands[1].nbytes + _indices_bytes(op, first=2)
     if op.name.startswith("scatter"):
         return 3 * op.operands[2].nbytes + op.operands[1].nbytes
-    return touched + sum(operand.nbytes for operand in op.operands)
+    return _moved(op.operands, op.results)
+
+
+def _moved(operands: Sequence[Value], results: Sequence[Value]) -> int:
+    return sum(value.nbytes for value in (*operands, *results))
 
 
 def _indices_bytes(op: Op, first: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from passes.cost import Cost, graph_cost
+from passes.cost import Cost, step_cost
 from passes.extract import clone
 from passes.graph import Graph
 from passes.printer import format_graph
@@ -51,6 +51,7 @@ class PassStatistics:
 
     Attributes:
       seconds: Of the pass itself; validating its rewrites is not in it.
+      cost_before, cost_after: Of a step: what parameters alone determine is not in them.
       validations: The verdict on each of `result.rewrites`.
     """
 
@@ -112,12 +113,12 @@ class PassManager:
         """
         self._verify(graph, "the reader")
         statistics, counter = [], RewriteCounter(self._options.bisect_limit)
-        ops, cost = graph.count(), graph_cost(graph)
+        ops, cost = graph.count(), step_cost(graph)
         for entry in self._pipeline:
             if counter.is_exhausted:
                 break
             result, validations, seconds = self._run_pass(entry, graph, counter)
-            ops_after, cost_after = graph.count(), graph_cost(graph)
+            ops_after, cost_after = graph.count(), step_cost(graph)
             statistics.append(
                 PassStatistics(
                     entry.name,

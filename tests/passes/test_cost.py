@@ -4,7 +4,11 @@ import pytest
 from jax import lax
 
 from passes import compat
-from passes.cost import Cost, graph_cost
+from passes.cost import Cost, graph_cost, step_cost
+from passes.ops.dequantize import dequantize
+from passes.ops.quantized_dot import quantized_dot
+from passes.quantization.packing import XLA
+from passes.quantization.schemes import SCHEMES, quantize
 from passes.reader import trace
 from passes.simplify import simplify
 from tests.passes.graphs import names, read
@@ -82,3 +86,44 @@ def test_functions_with_derivatives_of_their_own_cost_what_they_do():
     kept, _ = trace(product, jax.ShapeDtypeStruct((8, 8), jnp.float32), keep=compat.CUSTOM_DERIVATIVES)
     assert names(kept) == {"custom_jvp_call": 1}
     assert graph_cost(kept) == cost(lambda x: x @ x, (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "stored"),
+    [
+        ("w8a16", 48 * 64 + 48 * 4),  # a byte a weight, a float32 a channel
+        ("w4a16", 48 * 32 + 48 * 2 * 2),  # half a byte a weight, a bfloat16 for 32 of them
+        ("w4a8", 48 * 32 + 48 * 2 * 2),
+    ],
+)
+def test_a_product_with_quantized_weights_moves_what_is_stored(scheme, stored):
+    rows, size, channels = 8, 64, 48
+    qvalue, scale = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in packed(channels, size, SCHEMES[scheme]))
+    x, origin = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((rows, size), (channels, size)))
+    product = lambda x, q, s, *origin: quantized_dot(x, q, s, *origin, scheme=SCHEMES[scheme], packing=XLA)
+    found = graph_cost(read(product, x, qvalue, scale))
+    assert found.bytes == stored + 4 * rows * size + 4 * rows * channels
+    assert graph_cost(read(product, x, qvalue, scale, origin)) == found, "only gradients read what was quantized"
+    dot = 2 * rows * size * channels
+    scaling = channels * size if SCHEMES[scheme].group_size else rows * channels
+    assert found.flops >= dot + scaling
+    assert found.flops < dot + 10 * (channels + rows) * size
+
+
+def packed(channels, size, scheme):
+    qvalue, scale = quantize(jnp.ones((channels, size)), scheme)
+    return XLA.pack(qvalue, scheme), scale
+
+
+def test_rows_that_are_looked_up_are_read_as_they_are_stored():
+    scheme = SCHEMES["w4a16"]
+    qvalue, scale = packed(3, 64, scheme)
+    floats = lambda q, s: dequantize(q, s, scheme=scheme, packing=XLA, size=64, dtype=jnp.float32)
+    assert graph_cost(read(floats, qvalue, scale)).bytes == 3 * (32 + 4) + 3 * 64 * 4
+
+
+def test_a_step_does_not_pay_for_what_parameters_determine():
+    graph = read(lambda w, x: x @ jnp.tanh(w.T), *[jax.ShapeDtypeStruct((8, 8), jnp.float32)] * 2)
+    assert step_cost(graph) == graph_cost(graph)
+    graph.inputs[0].path = "w"
+    assert step_cost(graph) == cost(jnp.matmul, (8, 8), (8, 8))
