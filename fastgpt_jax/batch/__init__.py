@@ -1,0 +1,1 @@
+"""Batch jobs: files of requests in, files of answers out."""
