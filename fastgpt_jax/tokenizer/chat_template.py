@@ -1,8 +1,9 @@
 """Chat templates: the Jinja programs with which models turn a conversation into a prompt.
 
 Knows no model. The one idea: a template is a stranger's program, so it runs in Jinja's immutable sandbox, with the few
-names that Hugging Face transformers gives it, and whatever goes wrong in it is one line for the user. It works on
-copies, so that it may use a list as a queue, as some do with their own, and the caller's stay as they are.
+names that Hugging Face transformers gives it, its text and its time have an end, and whatever goes wrong in it is one
+line for the user. It works on copies, so that it may use a list as a queue, as some do with their own, and the
+caller's stay as they are.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import copy
 import datetime
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +24,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.json_fields import read_optional_json_object
+
+MAX_CHARS = 2**24
+MAX_SECONDS = 10.0
 
 
 class ChatTemplate:
@@ -63,12 +68,13 @@ class ChatTemplate:
           UserError: The template refuses the conversation or fails on it.
         """
         try:
-            return self._template.render(
+            pieces = self._template.generate(
                 messages=copy.deepcopy(messages),
                 add_generation_prompt=add_generation_prompt,
                 tools=copy.deepcopy(tools),
                 **self._special_tokens | copy.deepcopy(variables),
             )
+            return _join(pieces)
         except _Refused as error:
             raise UserError(f"the chat template refuses these messages: {error}") from error
         except Exception as error:  # A template's mistake may raise anything at all.
@@ -99,6 +105,19 @@ def load_chat_template(folder: str | Path) -> str | None:
 
 class _Refused(Exception):
     """Raised by a template, through `raise_exception`."""
+
+
+def _join(pieces: Iterable[str]) -> str:
+    """The text of a template as it comes, as long as it is neither too long nor too slow."""
+    parts, num_chars, end_s = [], 0, time.monotonic() + MAX_SECONDS
+    for piece in pieces:
+        parts.append(piece)
+        num_chars += len(piece)
+        if num_chars > MAX_CHARS:
+            raise _Refused(f"the text would have more than {MAX_CHARS} characters")
+        if time.monotonic() > end_s:
+            raise _Refused(f"the text took more than {MAX_SECONDS:g} s")
+    return "".join(parts)
 
 
 class _Generation(Extension):

@@ -43,6 +43,10 @@ class Tokenizer:
         """Writes the library's tokenizer.json; the arguments besides `backend` are the caller's to keep."""
         self._backend.save(str(path))
 
+    def describe(self) -> str:
+        """Returns the library's tokenizer.json as text."""
+        return self._backend.to_str()
+
     @property
     def vocab_size(self) -> int:
         """Tokens in all, added ones included; the model's logits may be wider."""
@@ -57,6 +61,18 @@ class Tokenizer:
         return self.token(self.eos_token_ids[0]) if self.eos_token_ids else None
 
     @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """How special tokens are spelled, with their ids."""
+        added = self._backend.get_added_tokens_decoder()
+        return {token.content: token_id for token_id, token in added.items() if token.special}
+
+    @cached_property
+    def unknown_token_id(self) -> int | None:
+        """What stands for text that the vocabulary cannot spell; None where there is no such text."""
+        token = getattr(self._backend.model, "unk_token", None)
+        return None if token is None else self._backend.token_to_id(token)
+
+    @cached_property
     def special_token_ids(self) -> frozenset[int]:
         """Ids that steer the model and have no text of their own."""
         added = self._backend.get_added_tokens_decoder()
@@ -66,14 +82,16 @@ class Tokenizer:
         """The token as the vocabulary spells it, None for an id outside the vocabulary."""
         return self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text; special tokens spelled out in the text are recognised.
+    def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of a text.
 
         Args:
           add_special_tokens: Whether the tokens that begin (or end) a text are put around it.
+          parse_special: Whether special tokens spelled out in the text are these tokens, rather than text.
         """
+        backend = self._backend if parse_special else self._plain_backend
         try:
-            ids = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            ids = backend.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError) as error:
             raise UserError(f"a text to encode must be valid Unicode, got {ascii(text)[:80]}") from error
         if add_special_tokens and ids[: len(self._prefix_ids)] != self._prefix_ids:
@@ -99,6 +117,13 @@ class Tokenizer:
         )
         detokenizer.add(prompt_ids)
         return detokenizer
+
+    @cached_property
+    def _plain_backend(self) -> tokenizers.Tokenizer:
+        """A second tokenizer, to which a special token in a text is text: the switch for it is no argument."""
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.encode_special_tokens = True
+        return backend
 
     def _is_shown(self, token_id: int, skip_special_tokens: bool) -> bool:
         if skip_special_tokens and token_id in self.special_token_ids:
