@@ -65,6 +65,57 @@ def test_meaning(lead, layers, positions, pages, length, strict_jax):
         np.testing.assert_array_equal(np.asarray(actual), wanted)
 
 
+@pytest.mark.parametrize(
+    ("lead", "layers", "positions", "pages", "reads"),
+    [
+        ((), (), [0, 1], [3], [0, 1, 3]),
+        ((), (), [7, 8], [4, 0, 2], [0, 5, 6, 7, 8]),  # across pages that lie out of order, the new rows among them
+        ((2,), (1,), [4], [2, 1], [4, 4, 0]),  # one twice, and backwards
+        ((2, 3), (0, 2), [DROPPED], [2, 1], [7]),
+        ((), (), [3], [4, 0], [-2, 8, 99]),  # outside: the nearest
+        ((), (), [], [4, 0], [1, 6]),  # nothing is written
+    ],
+)
+def test_reads_at_given_positions(lead, layers, positions, pages, reads, strict_jax):
+    pool, rows = make_pool(*lead), make_rows(len(positions))
+
+    @jax.jit
+    def run(pool, rows, positions, pages, reads):
+        return kv_update_read(pool, [jnp.int32(i) for i in layers], rows, positions, pages, reads=reads)
+
+    got = run(pool, rows, *(jnp.asarray(x, jnp.int32) for x in (positions, pages, reads)))
+    view, after = expected(pool, layers, rows, positions, pages, len(pages) * PAGE_SIZE)
+    np.testing.assert_array_equal(np.asarray(got[0]), view[np.clip(reads, 0, len(view) - 1)])
+    np.testing.assert_array_equal(np.asarray(got[1]), after)
+
+
+def test_reads_a_request_are_mapped():
+    pool, rows = make_pool(), np.stack([make_rows(2, seed) for seed in range(2)])
+    positions, pages = np.array([[3, 4], [0, DROPPED]], np.int32), np.array([[4, 0], [2, 4]], np.int32)
+    reads = np.array([[3, 4, 0], [4, 7, 0]], np.int32)  # page 4 belongs to both; the second reads what the first wrote
+
+    def one(rows: Any, positions: Any, pages: Any, reads: Any) -> Any:
+        return kv_update_read(pool, [], rows, positions, pages, reads=reads)
+
+    jaxpr = jax.make_jaxpr(jax.vmap(one, out_axes=(0, None)))(rows, positions, pages, reads)
+    assert [e.primitive.name for e in jaxpr.eqns].count("kv_update_read") == 1
+    views, after = jax.jit(jax.vmap(one, out_axes=(0, None)))(rows, positions, pages, reads)
+    wanted = pool
+    for r in range(2):
+        _, wanted = expected(wanted, (), rows[r], positions[r], pages[r], 1)
+    for r in range(2):
+        view, _ = expected(wanted, (), [], [], pages[r], 2 * PAGE_SIZE)
+        np.testing.assert_array_equal(np.asarray(views[r]), view[reads[r]])
+    np.testing.assert_array_equal(np.asarray(after), wanted)
+
+
+def test_a_length_and_positions_are_not_both_read():
+    args = (make_pool(), [], make_rows(1), np.zeros(1, np.int32), np.zeros(1, np.int32))
+    for given in ({}, {"length": 4, "reads": np.zeros(1, np.int32)}):
+        with pytest.raises(ValueError, match="a length or positions, got both or neither"):
+            kv_update_read(*args, **given)
+
+
 def mapped(pool: Any, rows: Any, positions: Any, pages: Any, in_axes: Any = (0, 0, 0)) -> Any:
     def one(rows: Any, positions: Any, pages: Any) -> Any:
         return kv_update_read(pool, [], rows, positions, pages, length=2 * PAGE_SIZE)
@@ -136,6 +187,31 @@ def test_decode_step_copies_no_donated_pool(name: str, unroll: bool):
     pools = [math.prod(pool.shape) for pool in state.pools]
     assert pools and module.count("may-alias") + module.count("must-alias") >= len(pools)
     assert all(size < min(pools) for size in copied_elements(module))
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_reads_at_positions_copy_no_donated_pool(num_layers: int):
+    """Layer after layer, each also read a second time, as heads with another window do."""
+    pool, rows = make_pool(num_layers), np.stack([make_rows(1)] * 2)
+    positions, pages = np.array([[3], [1]], np.int32), np.array([[4, 0], [2, 1]], np.int32)
+    reads = np.array([[3, 4, 0], [4, 7, 0]], np.int32)
+
+    def step(pool: Any, rows: Any) -> Any:
+        for layer in range(num_layers):
+
+            def one(rows: Any, positions: Any, pages: Any, reads: Any, pool: Any = pool, layer: int = layer) -> Any:
+                view, after = kv_update_read(pool, [jnp.int32(layer)], rows, positions, pages, reads=reads)
+                none = rows[:0], positions[:0]
+                again, after = kv_update_read(after, [jnp.int32(layer)], *none, pages, reads=reads[:1])
+                return (view, again), after
+
+            (view, again), pool = jax.vmap(one, out_axes=(0, None))(rows, positions, pages, reads)
+            rows = rows + jnp.sum(view, axis=1, keepdims=True) + again
+        return rows, pool
+
+    module = jax.jit(step, donate_argnums=0).lower(pool, rows).compile().as_text()
+    assert "may-alias" in module or "must-alias" in module
+    assert all(size < pool.size for size in copied_elements(module))
 
 
 def test_a_pool_that_is_read_before_it_is_written_is_seen_to_be_copied():
