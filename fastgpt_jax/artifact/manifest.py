@@ -23,7 +23,7 @@ from fastgpt_jax.artifact.executable import ArrayType, Spec
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.generation import GenerationDefaults
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, MANIFEST_DIGEST = "manifest.json", "manifest.sha256"
 
 
@@ -73,6 +73,37 @@ class PassRecord:
 
 
 @dataclasses.dataclass(frozen=True)
+class WorkRecord:
+    """What a run of a program computes and moves, counted in its compiled module; of one device.
+
+    Attributes:
+      dot_flops: Of products.
+      elementwise_flops: Of all else.
+      collectives: Kind -> bytes that a device gives or gets.
+      libraries: What a library runs -> how often.
+      unknown_loops: Loops whose trips are not known; their bodies are counted once.
+    """
+
+    dot_flops: int
+    elementwise_flops: int
+    bytes_read: int
+    bytes_written: int
+    collectives: Mapping[str, int]
+    libraries: Mapping[str, int]
+    unknown_loops: tuple[str, ...]
+
+    @property
+    def flops(self) -> int:
+        """Of products and all else."""
+        return self.dot_flops + self.elementwise_flops
+
+    @property
+    def nbytes(self) -> int:
+        """Read and written."""
+        return self.bytes_read + self.bytes_written
+
+
+@dataclasses.dataclass(frozen=True)
 class ProgramRecord:
     """A compiled program.
 
@@ -82,6 +113,7 @@ class ProgramRecord:
       kept: Positions of the flat arguments that the code takes.
       peak_bytes: Memory of the device while it runs, arguments and results included.
       seconds: Time that compiling took.
+      work: What a run of it computes and moves.
     """
 
     code: str
@@ -89,6 +121,7 @@ class ProgramRecord:
     kept: tuple[int, ...]
     peak_bytes: int
     seconds: float
+    work: WorkRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +131,8 @@ class EntryPointRecord:
     Attributes:
       portable: Path of its StableHLO.
       weights: Positions in the manifest's table of the weights it reads, in order.
-      flops: Of one step.
-      nbytes: Bytes read and written by one step, each operation by itself.
+      flops: Of one step as a graph, before XLA.
+      nbytes: Bytes read and written by one step as a graph, each operation by itself.
     """
 
     key: EntryPointKey

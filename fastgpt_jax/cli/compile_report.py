@@ -9,7 +9,7 @@ import itertools
 import shlex
 from collections.abc import Iterable, Sequence
 
-from fastgpt_jax.artifact.manifest import Manifest, PassRecord
+from fastgpt_jax.artifact.manifest import EntryPointRecord, Manifest, PassRecord
 from fastgpt_jax.cli.tables import format_bytes, format_count, format_seconds, format_table
 from fastgpt_jax.compiler.bucket_plan import BucketPlan
 from fastgpt_jax.compiler.build import BuildReport
@@ -55,20 +55,25 @@ def plan_text(plan: BucketPlan, num_ops: int) -> str:
 
 
 def entry_point_table(manifest: Manifest) -> str:
-    """A row an entry point: its work, its memory, what compiling it took and what it weighs."""
+    """A row an entry point: its work as a graph and compiled, its memory, what compiling it took and what it weighs."""
     sizes = {record.path: record.nbytes for record in manifest.files}
     rows = [
         (
             record.key.name,
             format_count(record.flops),
+            _at_least(record) + format_count(record.program.work.flops),
             format_bytes(record.nbytes),
+            _at_least(record) + format_bytes(record.program.work.nbytes),
             format_bytes(record.program.peak_bytes),
             format_seconds(record.program.seconds),
             format_bytes(sizes.get(record.program.code, 0)),
         )
         for record in manifest.entry_points
     ]
-    return format_table(rows, ("entry point", "FLOPs", "bytes", "peak memory", "compiled in", "size"))
+    header = ("entry point", "FLOPs", "after XLA", "bytes", "after XLA", "peak memory", "compiled in", "size")
+    loops = [f"{r.key.name}: {name}" for r in manifest.entry_points for name in r.program.work.unknown_loops]
+    notes = [f"counted once, for want of their trips: {', '.join(loops)}"] if loops else []
+    return "\n".join([format_table(rows, header), *notes])
 
 
 def pass_table(manifest: Manifest) -> str:
@@ -91,6 +96,10 @@ def summary(report: BuildReport) -> str:
         f"written in {format_seconds(report.seconds)}{reused}\n"
         f"serve it with: fastgpt generate --model {shlex.quote(str(report.output))} {prompt}"
     )
+
+
+def _at_least(record: EntryPointRecord) -> str:
+    return ">= " if record.program.work.unknown_loops else ""
 
 
 def _pass_row(runs: Sequence[PassRecord]) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ def _data(found: XRay, shown: str) -> dict[str, Any]:
         "bytes_per_token": found.cache.bytes_per_token,
         "bytes_per_request": found.cache.bytes_per_request,
         "stages": [_stage(stage, names) for stage in found.stages],
+        "compiled": encode(found.compiled),
         "sources": encode(found.sources),
         "masks": {
             "pictures": [{**encode(p), "layer_text": p.layer_text} for p in found.masks.pictures],

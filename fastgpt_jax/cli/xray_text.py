@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fastgpt_jax.cli.tables import format_bytes, format_count, format_seconds, format_table
 from fastgpt_jax.compiler.listing import Listing, Row
 from fastgpt_jax.compiler.mask_pictures import MaskPicture
-from fastgpt_jax.compiler.xray import Stage, XRay
+from fastgpt_jax.compiler.xray import CompiledStep, Stage, XRay
 
 _SHADES = " .:#"
 _MASK_COLUMNS = 24
@@ -26,6 +26,7 @@ def render_text(found: XRay, shown: str) -> str:
             ("pass", "numerics", "matched", "missed", "operations", "FLOPs", "bytes", "seconds"),
         ),
     ]
+    parts += [_compiled(found.compiled)] if found.compiled is not None else []
     remarks = [*_remarks(found)]
     parts += ["\n".join(remarks)] if remarks else []
     parts += ["\n".join(_mask(picture)) for picture in found.masks.pictures]
@@ -56,6 +57,17 @@ def _stage_row(stage: Stage) -> tuple[str, ...]:
         format_count(stage.flops),
         format_bytes(stage.nbytes),
         format_seconds(stage.seconds) if stage.numerics else "",
+    )
+
+
+def _compiled(step: CompiledStep) -> str:
+    libraries = ", ".join(f"{count} x {name}" for name, count in step.libraries)
+    loops = f"\ncounted once, for want of their trips: {', '.join(step.unknown_loops)}" if step.unknown_loops else ""
+    return (
+        f"compiled: {format_count(step.flops)} FLOPs, {format_bytes(step.nbytes)} read and written; waits for "
+        f"{'arithmetic' if step.bound == 'compute' else 'memory'}, {format_seconds(step.seconds)} at least"
+        + (f"\nrun by libraries: {libraries}" if libraries else "")
+        + loops
     )
 
 

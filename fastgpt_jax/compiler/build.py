@@ -43,6 +43,7 @@ from fastgpt_jax.artifact.manifest import (
     PassRecord,
     ProgramRecord,
     TokenizerRecord,
+    WorkRecord,
     read_manifest,
     write_manifest,
 )
@@ -50,6 +51,7 @@ from fastgpt_jax.artifact.staging import Staging
 from fastgpt_jax.artifact.step import Step
 from fastgpt_jax.artifact.weights import Weight, write_weights
 from fastgpt_jax.compiler.compile import Compiled
+from fastgpt_jax.compiler.compiled_cost import compiled_cost
 from fastgpt_jax.compiler.distribution import spec_of_array
 from fastgpt_jax.compiler.entry_point import TracedEntryPoint
 from fastgpt_jax.errors import UserError
@@ -269,7 +271,9 @@ class _Builder:
             compiled = make()
             seconds = time.perf_counter() - start
             code = serialize(compiled)
-            record = ProgramRecord(path, digest, kept_arguments(compiled), _peak_bytes(compiled), seconds)
+            record = ProgramRecord(
+                path, digest, kept_arguments(compiled), _peak_bytes(compiled), seconds, _work(compiled)
+            )
         (self._staging.path / path).write_bytes(code)
         note = {"record": encode(record), "sha256": digest_bytes(code)}
         (self._staging.path / _PROGRESS / f"{name}.json").write_text(json.dumps(note), encoding="utf-8")
@@ -358,6 +362,19 @@ def _peak_bytes(compiled: jax.stages.Compiled) -> int:
         return 0
     given = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return int(given + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
+
+
+def _work(compiled: jax.stages.Compiled) -> WorkRecord:
+    cost = compiled_cost(compiled)
+    return WorkRecord(
+        cost.dot_flops,
+        cost.elementwise_flops,
+        cost.bytes_read,
+        cost.bytes_written,
+        dict(cost.collectives),
+        dict(cost.libraries),
+        cost.unknown_loops,
+    )
 
 
 def _pass_record(statistics: PassStatistics) -> PassRecord:

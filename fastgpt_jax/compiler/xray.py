@@ -18,7 +18,7 @@ import numpy as np
 
 from fastgpt_jax.artifact.cache_layout import CacheLayout
 from fastgpt_jax.artifact.entry_points import EntryPointKey
-from fastgpt_jax.artifact.manifest import Manifest, PassRecord
+from fastgpt_jax.artifact.manifest import Manifest, PassRecord, WorkRecord
 from fastgpt_jax.artifact.step import flatten_outputs, input_shapes, unflatten_inputs
 from fastgpt_jax.checkpoint import LoadedModel
 from fastgpt_jax.compiler.capture import as_forward, capture
@@ -28,7 +28,7 @@ from fastgpt_jax.compiler.listing import Listing, make_listing, mark_gone
 from fastgpt_jax.compiler.mask_pictures import Masks, draw_masks
 from fastgpt_jax.compiler.program import Program
 from fastgpt_jax.compiler.quantization import make_pipeline
-from fastgpt_jax.compiler.roofline import Machine
+from fastgpt_jax.compiler.roofline import Bound, Machine
 from fastgpt_jax.sampling.step_io import StepInputs
 from passes.cse import param_key
 from passes.graph import Graph, Op
@@ -76,10 +76,31 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
+class CompiledStep:
+    """The step as XLA compiled it.
+
+    Attributes:
+      flops, nbytes: Of a run, counted in the compiled module.
+      bound: What it waits for.
+      seconds: The least time of a step.
+      libraries: What a library runs, with how often.
+      unknown_loops: Loops that are counted once, since their trips are not known.
+    """
+
+    flops: int
+    nbytes: int
+    bound: Bound
+    seconds: float
+    libraries: tuple[tuple[str, int], ...]
+    unknown_loops: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class XRay:
     """All that is shown.
 
     Attributes:
+      compiled: Of an artifact; None for a model that is not compiled.
       step: The entry point looked at.
       num_params: None where it is not known.
       machine: What the roofline is of.
@@ -94,6 +115,7 @@ class XRay:
     stages: tuple[Stage, ...]
     sources: tuple[SourceFile, ...]
     masks: Masks
+    compiled: CompiledStep | None = None
 
 
 def xray(
@@ -169,6 +191,18 @@ def xray_artifact(manifest: Manifest, machine: Machine) -> XRay:
         tuple(stages),
         (),
         Masks((), notes),
+        _compiled_step(record.program.work, machine),
+    )
+
+
+def _compiled_step(work: WorkRecord, machine: Machine) -> CompiledStep:
+    return CompiledStep(
+        work.flops,
+        work.nbytes,
+        machine.bound(work.flops, work.nbytes),
+        machine.seconds(work.flops, work.nbytes),
+        tuple(sorted(work.libraries.items())),
+        work.unknown_loops,
     )
 
 

@@ -73,6 +73,8 @@ def test_every_entry_point_is_there_and_described(compiled, report):
     decode = entries[EntryPointKey(2, 2, "greedy", False)]
     assert decode.flops > 0 and decode.nbytes > 0 and decode.program.peak_bytes > 0 and decode.program.seconds > 0
     assert [p.name for p in decode.passes] == ["simplify"] and decode.passes[0].matched > 0
+    work = decode.program.work
+    assert 0 < work.dot_flops <= decode.flops and 0 < work.nbytes < decode.nbytes and work.libraries
     names = [report.manifest.weights[i].name for i in decode.weights]
     assert "layers.0.attention.query.kernel" in names
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from fastgpt_jax.cli import inspect as tool
+from fastgpt_jax.cli.tables import format_bytes, format_count
 from fastgpt_jax.cli.xray_html import MAX_BYTES, render_html
 from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.roofline import MACHINES
@@ -177,7 +178,12 @@ def test_an_artifact_tells_what_its_manifest_holds(tmp_path, inspect):
     assert f"cached: {manifest.layout.bytes_per_token:,} bytes a token" in out
     assert re.search(rf"^simplify +exact .* {record.passes[-1].ops[1]} ", out, re.MULTILINE)
     assert "holds no forward" in out
-    assert inspect("--format=html", model=str(tmp_path / "artifact"))[1].startswith("<!doctype html>")
+    work = record.program.work
+    assert f"compiled: {format_count(work.flops)} FLOPs, {format_bytes(work.nbytes)} read and written" in out
+    assert all(f"{count} x {name}" in out for name, count in work.libraries.items()) and work.libraries
+    tags = Tags()
+    tags.feed(inspect("--format=html", model=str(tmp_path / "artifact"))[1])
+    assert json.loads(tags.data)["compiled"]["flops"] == work.flops
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -48,7 +48,11 @@ function drawHead() {
   if (D.num_params !== null) tile(count(D.num_params), "parameters");
   tile(bytes(D.bytes_per_token), "of cache a token");
   if (D.bytes_per_request) tile(bytes(D.bytes_per_request), "carried a request");
-  if (last) {
+  if (D.compiled) {
+    tile(count(D.compiled.flops), "FLOPs a step, compiled");
+    tile(bytes(D.compiled.nbytes), "read and written a step, compiled");
+    tile(seconds(D.compiled.seconds), `at least a step, waiting for ${D.compiled.bound === "compute" ? "arithmetic" : "memory"}`);
+  } else if (last) {
     tile(count(last.flops), "FLOPs a step");
     tile(bytes(last.nbytes), "read and written a step");
     if (last.listing) {
