@@ -65,7 +65,7 @@ GAUGES = {
 
 
 class ServerMetrics(Collector):
-    """Counts the requests of one AsyncLLM.
+    """Counts the requests of one AsyncLLM, from the moment it is made: when all is loaded, before the first of them.
 
     Invariants: all but `collect` runs on the engine's thread; a request is in `_last_token_s` while it runs.
     """
@@ -82,7 +82,7 @@ class ServerMetrics(Collector):
         self._last_token_s: dict[str, tuple[float, int]] = {}
         self._facts: list[Metric] = [_cache_config(llm.compiled, self._labels), *_artifact_facts(llm.compiled)]
         self._computed_before = llm.stats().computed_tokens
-        self._compiles_before: int | None = None
+        self._compiles_before = llm.stats().num_compiles
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
@@ -91,10 +91,6 @@ class ServerMetrics(Collector):
     def add(self, collector: Any) -> None:
         """Exports what another part counts, too."""
         self.registry.register(collector)
-
-    def mark_ready(self) -> None:
-        """From now on nothing is to be compiled any more, and what is compiled all the same is counted."""
-        self._compiles_before = self._llm.stats().num_compiles
 
     # Called on the engine's thread.
 
@@ -180,7 +176,7 @@ class ServerMetrics(Collector):
 
     def _ratios(self, stats: EngineStats) -> Iterator[Metric]:
         """Yields what is computed of the counts, and what the server knows besides the engine."""
-        num_compiles = 0 if self._compiles_before is None else stats.num_compiles - self._compiles_before
+        num_compiles = stats.num_compiles - self._compiles_before
         yield _counter("fastgpt_compile", "Programs compiled since the server is ready.", [({}, num_compiles)], {})
         refused = [({"reason": reason}, count) for reason, count in self._llm.num_refused.items()]
         yield _counter("fastgpt_requests_refused", "Requests turned away.", refused, {})
