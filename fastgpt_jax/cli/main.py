@@ -12,6 +12,7 @@ from fastgpt_jax.cli.exit_codes import EXIT_INTERRUPT, EXIT_USER_ERROR
 
 TOOLS: Mapping[str, str] = MappingProxyType(
     {
+        "bench": "measure a server, an engine or a start",
         "compile": "write an artifact that a fresh process serves at once",
         "demo": "explain, compile and run the embedded model",
         "doctor": "print what this machine and installation can do, and check an artifact",
