@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastgpt_jax.engine.llm import LLM
     from fastgpt_jax.kernels.attention.flash import flash_attn_func
     from fastgpt_jax.sampling.params import SamplingParams
+    from fastgpt_jax.sampling.structured_params import StructuredOutputsParams
     from passes.incremental.errors import NotServable
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "LLMEngine",
     "NotServable",
     "SamplingParams",
+    "StructuredOutputsParams",
     "compile",
     "flash_attn_func",
     "load_model",
@@ -44,6 +46,7 @@ _MODULE_OF: Mapping[str, str] = MappingProxyType(
         "LLMEngine": "fastgpt_jax.engine.engine",
         "NotServable": "passes.incremental.errors",
         "SamplingParams": "fastgpt_jax.sampling.params",
+        "StructuredOutputsParams": "fastgpt_jax.sampling.structured_params",
         "compile": "fastgpt_jax.compiler.compile",
         "flash_attn_func": "fastgpt_jax.kernels.attention.flash",
         "load_model": "fastgpt_jax.checkpoint",

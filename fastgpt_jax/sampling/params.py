@@ -14,6 +14,7 @@ from typing import Any, TypeGuard, no_type_check
 
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling.inputs import MAX_LOGIT_BIAS
+from fastgpt_jax.sampling.structured_params import StructuredOutputsParams, as_structured_outputs
 
 
 @no_type_check  # a wrong type is the user's mistake, and answered as one below, not by the test suite's type checks
@@ -41,6 +42,7 @@ class SamplingParams:
       logit_bias: Added to the logits of the tokens named.
       skip_special_tokens: Leave special tokens out of the text.
       include_stop_str_in_output: Keep the stop string in the text.
+      structured_outputs: The form that the text must have (`StructuredOutputsParams`, or a mapping of its arguments).
     """
 
     n: int = 1
@@ -63,6 +65,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self):
         _check_collections(self)
@@ -83,13 +86,19 @@ class SamplingParams:
             f"min_tokens must not exceed max_tokens, got {self.min_tokens} and {self.max_tokens}",
         )
         _check_entries(self)
+        _set(self, "structured_outputs", as_structured_outputs(self.structured_outputs))
+        _require(
+            self.structured_outputs is None or not self.ignore_eos,
+            "ignore_eos has no meaning with structured_outputs, whose form says where the text ends; leave one out",
+        )
 
     @property
     def needs_full_sampler(self) -> bool:
         """Whether anything but the most likely token may be asked for."""
         neutral = SamplingParams(temperature=0)
         names = ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "min_tokens")
-        return self.temperature > 0 or any(getattr(self, name) != getattr(neutral, name) for name in names)
+        is_moved = any(getattr(self, name) != getattr(neutral, name) for name in names)
+        return self.temperature > 0 or is_moved or self.structured_outputs is not None
 
 
 _NUMBERS = {

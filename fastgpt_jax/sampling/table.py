@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jaxtyping import UInt32
 
 from fastgpt_jax.sampling.inputs import SamplerInputs, init_sampler_inputs
 from fastgpt_jax.sampling.params import SamplingParams
@@ -53,6 +54,14 @@ class SamplerTable:
         bits = self._rows.allowed_bits[slot]
         for token_id in token_ids:
             bits[token_id // 32] &= np.uint32(0xFFFFFFFF ^ (1 << (token_id % 32)))
+
+    def restrict(self, slot: int, allowed: UInt32[np.ndarray, " W"], banned_ids: Iterable[int] = ()) -> None:
+        """Allows these tokens alone, less those that are forbidden, unless that would leave none."""
+        bits = self._rows.allowed_bits
+        bits[slot] = allowed
+        self.ban(slot, banned_ids)
+        if not bits[slot].any():
+            bits[slot] = allowed
 
     def allow_all(self, slot: int) -> None:
         """Lifts every ban of a slot."""

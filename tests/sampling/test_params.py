@@ -44,6 +44,9 @@ from fastgpt_jax.sampling.params import SamplingParams
         ("stop", 3, "a string or a list of strings"),
         ("stop_token_ids", 3, "a list of token ids"),
         ("logit_bias", [1], "a mapping of token ids to numbers"),
+        ("structured_outputs", "json", "a mapping with one of json"),
+        ("structured_outputs", {"jsn": {}}, "has no 'jsn'"),
+        ("structured_outputs", {}, "exactly one of"),
     ],
 )
 def test_a_bad_value_is_one_clear_line(name, value, allowed):
@@ -69,7 +72,15 @@ def test_spellings_are_normalized():
         (SamplingParams(temperature=0, repetition_penalty=1.1), True),
         (SamplingParams(temperature=0, logit_bias={1: 1.0}), True),
         (SamplingParams(temperature=0, min_tokens=2), True),
+        (SamplingParams(temperature=0, structured_outputs={"choice": ["a"]}), True),
     ],
 )
 def test_only_what_moves_the_token_asks_for_the_full_sampler(params, is_full):
     assert params.needs_full_sampler is is_full
+
+
+def test_a_form_may_be_given_as_a_mapping_and_says_itself_where_the_text_ends():
+    params = SamplingParams(structured_outputs={"json": {"type": "object"}})
+    assert params.structured_outputs.kind == "json" and params.structured_outputs.json == '{"type": "object"}'
+    with pytest.raises(UserError, match="ignore_eos has no meaning with structured_outputs"):
+        SamplingParams(structured_outputs={"regex": "a"}, ignore_eos=True)
