@@ -118,11 +118,14 @@ def served_logits(compiled: Compiled) -> Callable[[np.ndarray, np.ndarray], Any]
     program, store = compiled.program, compiled.store
 
     def step(params: dict[str, Any], tokens: Any, counts: Any) -> Any:
+        slots = jnp.arange(NUM_ROWS, dtype=jnp.int32)
+        num_pages = compiled.layout.pages_per_request(compiled.max_model_len)
         inputs = StepInputs(
             tokens=tokens.reshape(-1),
             num_new=counts,
-            page_table=jnp.arange(NUM_ROWS, dtype=jnp.int32)[:, None],
+            page_table=slots[:, None] * num_pages + jnp.arange(num_pages, dtype=jnp.int32),
             cache_len=jnp.zeros(NUM_ROWS, jnp.int32),
+            slots=slots,
             targets=jnp.zeros(tokens.size, jnp.int32),
         )
         leaves = [params[path] for path in store.paths]

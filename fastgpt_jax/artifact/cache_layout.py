@@ -37,13 +37,25 @@ class CacheLayout:
     """All cached values of a program.
 
     Attributes:
-      page_size: Tokens a page holds.
-      form: 'rectangular' programs take requests of one chunk length in a step, and run prefill and decode apart.
+      page_size: Z, the tokens a page holds.
+      num_pages: P, the pages of every pool.
+      form: 'ragged' programs keep nothing but 'kv' rows, so several rows of one step may belong to one request, at
+        consecutive positions; 'rectangular' ones take each request once in a step.
     """
 
     entries: tuple[CacheEntry, ...]
     page_size: int
-    form: Literal["rectangular"] = "rectangular"
+    num_pages: int
+    form: Literal["ragged", "rectangular"]
+
+    def pages_per_request(self, max_model_len: int) -> int:
+        """M, the pages that a request of so many tokens takes."""
+        return -(-max_model_len // self.page_size)
+
+    @property
+    def bytes_per_page(self) -> int:
+        """Bytes of a page in all pools together."""
+        return self.page_size * self.bytes_per_token
 
     @property
     def bytes_per_token(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fastgpt_jax.artifact.cache_layout import CacheLayout
 from fastgpt_jax.artifact.entry_points import Buckets, EntryPointKey
 from fastgpt_jax.artifact.manifest import Fingerprint
 from fastgpt_jax.errors import UserError
@@ -31,9 +32,14 @@ def make_prompt(vocab_size: int, buckets: Buckets, min_first_chunk: int) -> tupl
 
 
 def measure(
-    prompt_ids: tuple[int, ...], buckets: Buckets, run: RunStep, state: list[Any]
+    prompt_ids: tuple[int, ...],
+    buckets: Buckets,
+    layout: CacheLayout,
+    max_model_len: int,
+    run: RunStep,
+    state: list[Any],
 ) -> tuple[Fingerprint, list[Any]]:
-    """Runs the prompt on the first page; returns what came out, and the state, which may be used further."""
+    """Runs the prompt on the first pages; returns what came out, and the state, which may be used further."""
     chunk_len = next(n for n in buckets.chunk_lens if n >= len(prompt_ids))
     num_rows = buckets.prefill_rows(chunk_len)[0]
     key = EntryPointKey(chunk_len * num_rows, num_rows, "greedy", False)
@@ -41,11 +47,13 @@ def measure(
     tokens[0, : len(prompt_ids)] = prompt_ids
     num_new = np.zeros(num_rows, np.int32)
     num_new[0] = len(prompt_ids)
+    pages = np.arange(layout.pages_per_request(max_model_len), dtype=np.int32)
     inputs = StepInputs(
         tokens=tokens.reshape(-1),
         num_new=num_new,
-        page_table=np.arange(num_rows, dtype=np.int32)[:, None],
+        page_table=np.tile(pages, (num_rows, 1)),
         cache_len=np.zeros(num_rows, np.int32),
+        slots=np.zeros(num_rows, np.int32),
         targets=tokens.reshape(-1),
     )
     outputs, state = run(key, state, inputs)

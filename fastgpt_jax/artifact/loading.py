@@ -273,7 +273,9 @@ def _check_fingerprint(artifact: ServedArtifact) -> None:
         return artifact.steps.get(key)(state, inputs, None)
 
     try:
-        found, _ = fingerprint.measure(expected.prompt_ids, artifact.buckets, run, artifact.init_state())
+        found, _ = fingerprint.measure(
+            expected.prompt_ids, artifact.buckets, artifact.layout, artifact.max_model_len, run, artifact.init_state()
+        )
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"the programs of the artifact fail here: {error}; compile the model again") from error
     fingerprint.check(expected, found)

@@ -59,12 +59,15 @@ def unflatten_outputs(flat: Sequence[Any]) -> StepOutputs:
     return StepOutputs(**dict(zip(_OUTPUTS, flat, strict=False)), score=score)
 
 
-def input_shapes(key: EntryPointKey, vocab_size: int, max_model_len: int) -> list[jax.ShapeDtypeStruct]:
+def input_shapes(
+    key: EntryPointKey, vocab_size: int, max_model_len: int, pages_per_request: int
+) -> list[jax.ShapeDtypeStruct]:
     """Shapes of `flatten_inputs` for an entry point."""
     int32 = np.dtype(np.int32)
     tokens = np.zeros(key.num_tokens, int32)
     rows = np.zeros(key.num_requests, int32)
-    inputs = StepInputs(tokens, rows, rows[:, None], rows, tokens)
+    page_table = np.zeros((key.num_requests, pages_per_request), int32)
+    inputs = StepInputs(tokens, rows, page_table, rows, rows, tokens)
     sampler = init_sampler_inputs(key.num_requests, vocab_size, max_model_len) if key.variant == "full" else None
     return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in flatten_inputs(key, inputs, sampler)]
 

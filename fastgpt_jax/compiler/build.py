@@ -210,7 +210,10 @@ class _Builder:
         def run(key: Any, state: list[Any], inputs: Any) -> Any:
             return self._stored_step(by_key[key])(state, inputs, None)
 
-        return fingerprint.measure(prompt, compiled.buckets, run, compiled.init_state())[0]
+        found, _ = fingerprint.measure(
+            prompt, compiled.buckets, compiled.layout, compiled.max_model_len, run, compiled.init_state()
+        )
+        return found
 
     def _stored_step(self, entry: EntryPointRecord) -> Step:
         names = list(self._names)

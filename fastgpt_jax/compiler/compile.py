@@ -21,7 +21,7 @@ from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.distribution import Distribution, family_rules, make_distribution
 from fastgpt_jax.compiler.entry_point import TracedEntryPoint, compile_entry_point, trace_entry_point
 from fastgpt_jax.compiler.packing import PackedStore
-from fastgpt_jax.compiler.program import Program
+from fastgpt_jax.compiler.program import Program, make_program
 from fastgpt_jax.compiler.quantization import make_pipeline, tell_unused
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.generation import GenerationDefaults
@@ -172,7 +172,15 @@ def compile(
     plan = derive(captured.graph, captured.times, captured.token_input)
     derived = time.perf_counter()
     unroll = config.unroll_layers if config.unroll_layers is not None else jax.default_backend() == "cpu"
-    exact = Program(captured.graph, plan, config.max_num_seqs, unroll)
+    exact = make_program(
+        captured.graph,
+        plan,
+        num_slots=config.max_num_seqs,
+        unroll=unroll,
+        page_size=config.page_size,
+        num_pages=config.num_pages,
+        max_model_len=max_model_len,
+    )
     program = dataclasses.replace(exact, row_format=ROW_FORMATS.get(config.kv_cache_dtype))
     distribution.state_specs(program)  # refuses before the work
     notes |= distribution.notes(leaf_paths(params))

@@ -20,7 +20,9 @@ class CompileConfig:
 
     Attributes:
       max_model_len: Longest request in tokens, prompt and output together; by default what the checkpoint names.
-      max_num_seqs: Requests that hold a cache at the same time.
+      max_num_seqs: Requests that run at the same time.
+      page_size: Tokens of a page of the caches.
+      num_pages: Pages of the caches; by default as many as `max_num_seqs` requests of full length take.
       max_num_batched_tokens: Tokens, padding included, of a prefill step that holds several requests.
       prefill_buckets: Chunk lengths of the prefill entry points, in tokens; by default those of
         16, 64, 256 and 1024 that fit, or what suits the traffic.
@@ -44,6 +46,8 @@ class CompileConfig:
 
     max_model_len: int | None = None
     max_num_seqs: int = 8
+    page_size: int | None = None
+    num_pages: int | None = None
     max_num_batched_tokens: int = 2048
     prefill_buckets: tuple[int, ...] = ()
     decode_buckets: tuple[int, ...] = ()
@@ -68,7 +72,7 @@ class CompileConfig:
                 f"kv_cache_dtype must be one of auto, {', '.join(ROW_FORMATS)}, got {self.kv_cache_dtype!r}"
             )
         ones = ("max_num_seqs", "max_num_batched_tokens", "max_logprobs", "tensor_parallel_size")
-        for name, least in {"max_model_len": 2, **dict.fromkeys(ones, 1)}.items():
+        for name, least in {"max_model_len": 2, **dict.fromkeys((*ones, "page_size", "num_pages"), 1)}.items():
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}")

@@ -31,7 +31,10 @@ def count_flops(captured: Captured, program: Program) -> tuple[int, int, int]:
     state = jax.eval_shape(program.init_state)
     leaves = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in captured.graph.inputs[:-1]]
     graph, _ = trace(
-        lambda p, s, i: program.logits(p, s, i, last_row=False), leaves, state, one_request(np.zeros(1, np.int32), 1, 0)
+        lambda p, s, i: program.logits(p, s, i, last_row=False),
+        leaves,
+        state,
+        one_request(program, np.zeros(1, np.int32), 1, 0),
     )
     decode = _flops(graph) - _flops_of_parameters(captured.graph, captured.times)
     return decode, _flops_of_one_more(captured), expansion_flops(program.plan)

@@ -15,6 +15,7 @@ import jax
 from fastgpt_jax.artifact.entry_points import EntryPointKey
 from fastgpt_jax.artifact.step import Step, flatten_outputs, input_shapes, unflatten_inputs
 from fastgpt_jax.compiler.distribution import Distribution
+from fastgpt_jax.compiler.kernel_choice import TABLE
 from fastgpt_jax.compiler.packing import PackedStore
 from fastgpt_jax.compiler.program import Program
 from passes import compat
@@ -27,6 +28,7 @@ from passes.lift_constants import lift_constants
 from passes.manager import PassManager, PassStatistics
 from passes.reader import trace
 from passes.replay import evaluate
+from passes.select import deselect
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,8 @@ def trace_entry_point(
         distribution.state_shapes(program),
         jax.tree.structure(jax.eval_shape(program.init_state)),
     )
-    inputs = distribution.whole(input_shapes(key, program.graph.outputs[0].shape[-1], max_model_len))
+    pages = program.layout().pages_per_request(max_model_len)
+    inputs = distribution.whole(input_shapes(key, program.graph.outputs[0].shape[-1], max_model_len, pages))
 
     def step(leaves: Any, state: list[Any], flat: list[Any]) -> list[Any]:
         step_inputs, sampler = unflatten_inputs(key, flat)
@@ -133,6 +136,7 @@ def compile_entry_point(traced: TracedEntryPoint) -> EntryPoint:
 def _portable(step: Graph, prepare: Graph, num_state: int) -> Any:
     step = clone(step)
     drop_placement(step)
+    deselect(step, TABLE)
     return jax.jit(_flat_step(step, prepare, num_state), donate_argnums=0)
 
 

@@ -21,7 +21,7 @@ from fastgpt_jax.compiler.capture import Captured, as_forward, capture
 from fastgpt_jax.compiler.certify import Certificate, certify
 from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.decode_cost import count_flops
-from fastgpt_jax.compiler.program import Program
+from fastgpt_jax.compiler.program import make_program
 from passes import compat
 from passes.incremental.derive import derive
 from passes.incremental.errors import NotServable
@@ -82,7 +82,7 @@ def explain(model: Any, params: Any = None, config: CompileConfig = CompileConfi
         plan = derive(captured.graph, captured.times, captured.token_input)
     except NotServable as refusal:
         return Explanation(num_params, max_model_len, None, (), None, None, refusal, None)
-    program = Program(captured.graph, plan, config.max_num_seqs, unroll=False)
+    program = make_program(captured.graph, plan, num_slots=config.max_num_seqs, unroll=False)
     flops = count_flops(captured, program)
     certificate, refusal, reason = _try_certificate(captured, program, leaves, num_params)
     if refusal is not None:

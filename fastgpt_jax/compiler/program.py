@@ -1,7 +1,8 @@
-"""The serving step of a derived plan: requests mapped over pages, state in and out, sampling behind the logits.
+"""The serving step of a derived plan: rows mapped over pages, state in and out, sampling behind the logits.
 
-A program is rectangular: R requests with T / R new tokens each. The plan runs for one request; `vmap` makes the
-batch, with the pools of cached rows shared by all.
+A step has R rows with T / R new tokens each. The plan runs for one row; `vmap` makes the batch, with the pools of
+cached rows shared by all: of every cached value all rows are written before any is read, so that rows at consecutive
+positions of one request see each other as chunks in steps of their own would.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fastgpt_jax.artifact.cache_layout import CacheEntry, CacheLayout
+from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling import full, greedy
 from fastgpt_jax.sampling.inputs import SamplerInputs
 from fastgpt_jax.sampling.logprobs import score as score_targets
@@ -27,6 +29,9 @@ from passes.incremental.row_format import RowFormat
 from passes.incremental.state import State
 from passes.replay import SAME, Widening
 
+DEFAULT_PAGE_SIZE = 32
+"""Tokens. The smallest whose gather costs nothing: decodes of 8 requests of 2048 tokens (4 layers of 4 heads of 64, two
+CPU cores) take 61 ms with 32 tokens a page and with whole requests, 66 ms with 16, 67 ms with 8."""
 _SAMPLERS = {"greedy": greedy.sample, "full": full.sample}
 
 
@@ -37,7 +42,7 @@ class CacheState:
 
     Attributes:
       pools: For each cached value `[*layers, P, Z, *row]`, or a pair of that and of its scales.
-      own: For each window and carry `[P, *layers, *shape]`, one a slot.
+      own: For each window and carry `[max_num_seqs, *layers, *shape]`, one a slot.
     """
 
     pools: list[Any]
@@ -49,13 +54,17 @@ class Program:
     """A derived plan bound to the graph it came from.
 
     Attributes:
-      num_pages: Pages of the pool; a page holds a whole request.
+      num_slots: Requests that windows and carried values are kept for.
+      page_size: Z, the tokens of a page.
+      num_pages: P, the pages of each pool.
       unroll: Loops over layers are written out.
       row_format: How rows of caches are stored; None as they are.
     """
 
     graph: Graph
     plan: Plan
+    num_slots: int
+    page_size: int
     num_pages: int
     unroll: bool
     row_format: RowFormat | None = None
@@ -71,14 +80,15 @@ class Program:
     def layout(self) -> CacheLayout:
         """What the program keeps, for the engine."""
         entries = [self._entry(f"{s.kind}{i}", s) for i, s in enumerate(self.plan.states)]
-        return CacheLayout(tuple(entries), self.plan.capacity)
+        form = "rectangular" if self.own_states else "ragged"
+        return CacheLayout(tuple(entries), self.page_size, self.num_pages, form)
 
     def init_state(self, widening: Widening = SAME) -> CacheState:
         """Zeroed pools and carried values."""
-        page = (self.num_pages, self.plan.capacity)
+        page = (self.num_pages, self.page_size)
         return CacheState(
             [self._pool(s, page, widening) for s in self.kv_states],
-            [jnp.zeros((self.num_pages, *s.lead, *s.shape), widening.dtype(s.dtype)) for s in self.own_states],
+            [jnp.zeros((self.num_slots, *s.lead, *s.shape), widening.dtype(s.dtype)) for s in self.own_states],
         )
 
     def rows(self, state: State) -> list[tuple[tuple[int, ...], Any]]:
@@ -118,9 +128,9 @@ class Program:
 
         Returns: Logits `[R, T / R or 1, V]` and the state after the step.
         """
-        num_requests = inputs.num_new.shape[0]
-        tokens = jnp.asarray(inputs.tokens).reshape(num_requests, -1)
-        slots = jnp.asarray(inputs.page_table)[:, 0]
+        num_rows = inputs.num_new.shape[0]
+        tokens = jnp.asarray(inputs.tokens).reshape(num_rows, -1)
+        slots = jnp.asarray(inputs.slots)
         params = dict(zip(self.graph.inputs[:-1], leaves, strict=True))
 
         def one(tokens: Any, start: Any, count: Any, pages: Any, own: list[Any]) -> tuple[Any, list[Any], list[Any]]:
@@ -140,13 +150,18 @@ class Program:
 
         own = [x[slots] for x in state.own]
         logits, pools, after = jax.vmap(one, out_axes=(0, None, 0))(
-            tokens, inputs.cache_len, inputs.num_new, inputs.page_table, own
+            tokens, inputs.cache_len, inputs.num_new, self._all_pages(inputs.page_table), own
         )
-        target = jnp.where(jnp.asarray(inputs.num_new) > 0, slots, self.num_pages)
+        target = jnp.where(jnp.asarray(inputs.num_new) > 0, slots, self.num_slots)
         kept = [
             old.at[target].set(new.astype(old.dtype), mode="drop") for old, new in zip(state.own, after, strict=True)
         ]
         return logits, CacheState(pools, kept)
+
+    def _all_pages(self, page_table: Any) -> Any:
+        """The page table up to the graph's capacity, which may lie beyond the longest request: read and masked."""
+        missing = -(-self.plan.capacity // self.page_size) - page_table.shape[1]
+        return jnp.pad(page_table, ((0, 0), (0, max(missing, 0))))
 
     def step(
         self,
@@ -175,6 +190,37 @@ class Program:
         flat = logits.reshape(-1, logits.shape[-1]).astype(jnp.float32)
         scored = score_targets(flat, jnp.asarray(inputs.targets), max_logprobs)
         return _with_score(outputs, scored), state
+
+
+def make_program(
+    graph: Graph,
+    plan: Plan,
+    *,
+    num_slots: int,
+    unroll: bool,
+    page_size: int | None = None,
+    num_pages: int | None = None,
+    max_model_len: int | None = None,
+) -> Program:
+    """A program with its pools measured.
+
+    Args:
+      page_size: Tokens of a page; `DEFAULT_PAGE_SIZE` by default, and never more than a request has.
+      num_pages: By default as many as `num_slots` requests of full length take.
+      max_model_len: Tokens that a request may reach; by default the graph's capacity.
+
+    Raises:
+      UserError: the pages do not hold a request of full length.
+    """
+    longest = plan.capacity if max_model_len is None else max_model_len
+    page_size = min(DEFAULT_PAGE_SIZE if page_size is None else page_size, longest)
+    needed = -(-longest // page_size)
+    if num_pages is not None and num_pages < needed:
+        raise UserError(
+            f"num_pages must be at least {needed}, the pages of {page_size} tokens that a request of {longest} tokens "
+            f"takes, got {num_pages}; raise it, or lower max_model_len"
+        )
+    return Program(graph, plan, num_slots, page_size, num_slots * needed if num_pages is None else num_pages, unroll)
 
 
 def _last_rows(logits: Any, num_new: Any) -> Any:

@@ -18,7 +18,7 @@ from passes.incremental.errors import NotServable
 
 _PREFILL_CHUNKS = 3
 _DECODE_STEPS = 4
-_PAGE = 1  # not the first, so that a page is looked up and not assumed
+_TRIAL_PAGES = 4
 
 
 def check_step(
@@ -47,30 +47,40 @@ def serve_logits(
     chunk = min(chunk, prefill)
     first = first_chunk if first_chunk > 1 else chunk
 
+    program = _small(program)
     step = jit(lambda *args: program.logits(*args, last_row=False, widening=WIDE))
-    program = dataclasses.replace(program, num_pages=_PAGE + 1)
     state, out, start = _poisoned(program.init_state(WIDE)), [], 0
     with jax.default_matmul_precision("highest"):
         while start < len(tokens):
             size = chunk if start < prefill else 1
             end = min(start + (first if start == 0 else size), prefill if start < prefill else len(tokens))
             count = end - start
-            logits, state = step(list(leaves), state, one_request(tokens[start : start + count], size, start))
+            logits, state = step(list(leaves), state, one_request(program, tokens[start : start + count], size, start))
             out.append(np.asarray(logits[0, :count].astype(jnp.float32)))
             start += count
     return np.concatenate(out)
 
 
-def one_request(tokens: np.ndarray, size: int, start: int) -> StepInputs:
+def one_request(program: Program, tokens: np.ndarray, size: int, start: int) -> StepInputs:
+    """A step of one request in the last slot and the last pages, backwards: they are looked up and not assumed."""
     padded = np.zeros(size, np.int32)
     padded[: len(tokens)] = tokens
+    num_pages = -(-program.plan.capacity // program.page_size)
     return StepInputs(
         tokens=jnp.asarray(padded),
         num_new=jnp.asarray([len(tokens)], jnp.int32),
-        page_table=jnp.asarray([[_PAGE]], jnp.int32),
+        page_table=jnp.arange(program.num_pages - 1, program.num_pages - 1 - num_pages, -1, dtype=jnp.int32)[None],
         cache_len=jnp.asarray([start], jnp.int32),
+        slots=jnp.asarray([program.num_slots - 1], jnp.int32),
         targets=jnp.zeros(size, jnp.int32),
     )
+
+
+def _small(program: Program) -> Program:
+    """The program with little memory: a slot and a page to spare, and a request in several pages."""
+    capacity = program.plan.capacity
+    page_size = min(program.page_size, max(1, -(-capacity // _TRIAL_PAGES)))
+    return dataclasses.replace(program, num_slots=2, page_size=page_size, num_pages=-(-capacity // page_size) + 1)
 
 
 def _poisoned(state: CacheState) -> CacheState:

@@ -26,7 +26,7 @@ from fastgpt_jax.compiler.compile import leaf_paths
 from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.listing import Listing, make_listing, mark_gone
 from fastgpt_jax.compiler.mask_pictures import Masks, draw_masks
-from fastgpt_jax.compiler.program import Program
+from fastgpt_jax.compiler.program import Program, make_program
 from fastgpt_jax.compiler.quantization import make_pipeline
 from fastgpt_jax.compiler.roofline import Bound, Machine
 from fastgpt_jax.sampling.step_io import StepInputs
@@ -146,7 +146,7 @@ def xray(
     captured = capture(forward, params, config.max_model_len or 512)
     plan = derive(captured.graph, captured.times, captured.token_input)
     unroll = config.unroll_layers if config.unroll_layers is not None else jax.default_backend() == "cpu"
-    program = Program(captured.graph, plan, num_requests, unroll)
+    program = make_program(captured.graph, plan, num_slots=num_requests, unroll=unroll, page_size=config.page_size)
     key = EntryPointKey(num_requests, num_requests, "greedy", False)
     names = leaf_paths(params)
     graph = _trace_step(program, key, captured.capacity, config.max_logprobs, names)
@@ -185,7 +185,7 @@ def xray_artifact(manifest: Manifest, machine: Machine) -> XRay:
         manifest.model.name,
         record.key.name,
         None,
-        manifest.layout.page_size,
+        manifest.model.max_model_len,
         manifest.layout,
         machine,
         tuple(stages),
@@ -225,7 +225,8 @@ def _trace_step(program: Program, key: EntryPointKey, capacity: int, max_logprob
         )
         return [*jax.tree.leaves(after), *flatten_outputs(outputs)]
 
-    graph, _ = trace(step, params, state_shapes, input_shapes(key, vocab_size, capacity))
+    pages = program.layout().pages_per_request(capacity)
+    graph, _ = trace(step, params, state_shapes, input_shapes(key, vocab_size, capacity, pages))
     for value, path in zip(graph.inputs, paths, strict=False):
         value.path = path
     return graph

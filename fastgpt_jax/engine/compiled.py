@@ -15,8 +15,8 @@ class CompiledModel(Protocol):
     """A step function with its cache.
 
     Attributes:
-      max_model_len: Tokens a request may reach, prompt and output together; the length of a page.
-      max_num_seqs: Pages in the pool, and rows of a decode step.
+      max_model_len: Tokens a request may reach, prompt and output together.
+      max_num_seqs: Requests that run together: rows of windows and carried values, and of the widest decode step.
       vocab_size: Token ids lie below this.
       min_first_chunk: Prompt tokens the first step of a request must hold.
       buckets: Shapes of the steps there are; the longest chunk of prefill holds `min_first_chunk`.

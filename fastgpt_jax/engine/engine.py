@@ -43,7 +43,9 @@ class LLMEngine:
         self._num_added = 0
         self._groups: dict[str, RequestGroup] = {}
         self._runner = Runner(compiled)
-        self._scheduler = Scheduler(compiled.max_num_seqs, compiled.buckets)
+        pages_per_request = compiled.layout.pages_per_request(compiled.max_model_len)
+        num_slots = min(compiled.max_num_seqs, compiled.layout.num_pages // pages_per_request)
+        self._scheduler = Scheduler(num_slots, compiled.buckets)
         self._offline = Offline(self)
         self.num_full_sorts = 0
 

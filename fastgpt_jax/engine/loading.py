@@ -114,8 +114,8 @@ def check_memory(compiled: CompiledModel, share: float) -> None:
     """Raises UserError where caches and what is on the device already exceed this share of its memory."""
     layout = compiled.layout
     # Rows are cut over the devices, what a request carries is whole on each.
-    slot_bytes = layout.page_size * layout.bytes_per_token // compiled.tensor_parallel_size + layout.bytes_per_request
-    state_bytes = compiled.max_num_seqs * slot_bytes
+    pool_bytes = layout.num_pages * layout.bytes_per_page // compiled.tensor_parallel_size
+    state_bytes = pool_bytes + compiled.max_num_seqs * layout.bytes_per_request
     stats = jax.local_devices()[0].memory_stats() or {}
     limit_bytes = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     needed_bytes = state_bytes + stats.get("bytes_in_use", 0)

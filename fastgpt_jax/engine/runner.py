@@ -47,7 +47,7 @@ class Runner:
         is_full = is_scored or any(request.needs_full_sampler for request in batch.requests)
         outputs, self._state = self._compiled.step(
             self._state,
-            make_step_inputs(batch),
+            make_step_inputs(batch, self._compiled.layout.pages_per_request(self._compiled.max_model_len)),
             self._sampler_inputs(batch) if is_full else None,
             variant="full" if is_full else "greedy",
             score=is_scored,
@@ -58,7 +58,7 @@ class Runner:
         return self._table.take([None if request is None else request.slot for request in batch.rows])
 
 
-def make_step_inputs(batch: Batch) -> StepInputs:
+def make_step_inputs(batch: Batch, pages_per_request: int) -> StepInputs:
     """Lays the batch's new tokens out in rows of `chunk_len`, with the token that follows each as its target."""
     num_rows = len(batch.rows)
     tokens = np.zeros((num_rows, batch.chunk_len), np.int32)
@@ -71,10 +71,12 @@ def make_step_inputs(batch: Batch) -> StepInputs:
         tokens[row, :num_new] = request.tokens(start, start + num_new)
         following = request.tokens(start + 1, start + num_new + 1)
         targets[row, : len(following)] = following
+    slots = np.asarray(batch.slots, np.int32)
     return StepInputs(
         tokens=tokens.reshape(-1),
         num_new=np.asarray(batch.num_new, np.int32),
-        page_table=np.asarray(batch.pages, np.int32)[:, None],
+        page_table=slots[:, None] * pages_per_request + np.arange(pages_per_request, dtype=np.int32),
         cache_len=cache_len,
+        slots=slots,
         targets=targets.reshape(-1),
     )

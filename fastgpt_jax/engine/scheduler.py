@@ -20,12 +20,12 @@ class Batch:
     """One call of a compiled step.
 
     Invariants: `rows` has the length the entry point was compiled for, idle rows are None and carry no tokens;
-    `0 < num_new[r] <= chunk_len` for the others; `pages` are distinct, and a request's page is its slot.
+    `0 < num_new[r] <= chunk_len` for the others; `slots` of requests are distinct, and 0 for idle rows.
     """
 
     rows: tuple[Request | None, ...]
     num_new: tuple[int, ...]
-    pages: tuple[int, ...]
+    slots: tuple[int, ...]
     chunk_len: int
 
     @property
@@ -42,7 +42,6 @@ class Scheduler:
 
     def __init__(self, num_slots: int, buckets: Buckets):
         """Args: buckets: Shapes of the steps there are."""
-        self._num_slots = num_slots
         self._buckets = buckets
         self._slots = SlotPool(num_slots)
         self._was_prefill = False
@@ -103,13 +102,11 @@ class Scheduler:
         return next((chunk_len for chunk_len in chunk_lens if chunk_len >= _num_left(request)), chunk_lens[-1])
 
     def _batch(self, rows: tuple[Request | None, ...], chunk_len: int) -> Batch:
-        """Adds a page to every row: a request's slot, and for idle rows one that no other row names."""
-        taken = {request.slot for request in rows if request is not None}
-        spare = iter(slot for slot in range(self._num_slots) if slot not in taken)
+        """Adds to every row its request's slot; what an idle row names is not used."""
         return Batch(
             rows=rows,
             num_new=tuple(0 if request is None else max(1, min(_num_left(request), chunk_len)) for request in rows),
-            pages=tuple(next(spare) if request is None else request.page for request in rows),
+            slots=tuple(0 if request is None else request.page for request in rows),
             chunk_len=chunk_len,
         )
 

@@ -1,4 +1,4 @@
-"""The free list of slots; a slot is one page of `max_model_len` tokens and a row of every carried state."""
+"""The free list of slots; a slot is the pages of one request of full length and a row of every carried state."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What goes into one call of a compiled step and what comes out: the contract of the engine and the compiler.
 
-Knows neither of them. The one idea: a step is rectangular (each of R requests owns T / R consecutive rows of tokens),
-so that prefill, chunks and decode are shapes of one function and not functions of their own.
+Knows neither of them. The one idea: a step is rectangular (each of R rows has T / R tokens of one request), so that
+prefill, chunks and decode are shapes of one function and not functions of their own.
 """
 
 from __future__ import annotations
@@ -19,25 +19,30 @@ from jaxtyping import Float32, Int32
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepInputs:
-    """The tokens of one step for R requests and where their caches lie.
+    """The tokens of one step, in R rows, and where the caches of their requests lie.
 
-    Invariants: T is a multiple of R; request r owns rows `r * T // R` to `(r + 1) * T // R`, of which the first
-    `num_new[r]` are valid and the rest, like every row of an idle request (`num_new[r] == 0`), must leave no trace;
-    no two rows of `page_table` name the same page, idle ones included.
+    Invariants: T is a multiple of R; row r holds tokens `r * T // R` to `(r + 1) * T // R`, of which the first
+    `num_new[r]` are valid. The rest, like every token of an idle row (`num_new[r] == 0`), leaves no trace, whatever
+    pages and slot the row names. A page that a step writes is named by rows of one request only; pages that are only
+    read may be shared. A request has one row; in a 'ragged' program it may have several, at consecutive positions, of
+    which all but the last are full.
 
     Attributes:
       tokens: Token ids; 0 where not valid.
-      num_new: Valid tokens of each request in this step.
-      page_table: Pages of each request, in order of position; M is 1 while a page holds `max_model_len` tokens.
-      cache_len: Tokens of each request that the cache holds before this step; at 0 whatever the page and the carried
-        states hold is left over from another request and must not be read.
-      targets: The token that follows each row in the prompt, for `score`; 0 where there is none.
+      num_new: Valid tokens of each row in this step.
+      page_table: Pages of each row's request, in order of position; what lies past the pages it needs is not used and
+        may name any page.
+      cache_len: Tokens of the request that lie before this row, in the cache or in earlier rows of this step; at 0
+        whatever the pages and the carried states hold is left over from another request and is not read.
+      slots: Where each row's request keeps its windows and carried values, below `max_num_seqs`.
+      targets: The token that follows each token in the prompt, for `score`; 0 where there is none.
     """
 
     tokens: Int32[Array | np.ndarray, " T"]
     num_new: Int32[Array | np.ndarray, " R"]
     page_table: Int32[Array | np.ndarray, "R M"]
     cache_len: Int32[Array | np.ndarray, " R"]
+    slots: Int32[Array | np.ndarray, " R"]
     targets: Int32[Array | np.ndarray, " T"]
 
 

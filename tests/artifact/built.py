@@ -23,6 +23,7 @@ from tests.filled_model import make_filled_model
 CONFIG = CompileConfig(
     max_model_len=24,
     max_num_seqs=2,
+    page_size=5,
     max_num_batched_tokens=8,
     prefill_buckets=(8,),
     decode_buckets=(2,),

@@ -165,14 +165,14 @@ def test_inputs_are_flattened_in_one_order(variant, score):
     key = EntryPointKey(6, 2, variant, score)
     inputs = StepInputs(
         *(np.arange(n, dtype=np.int32) for n in (6, 2)),
-        np.zeros((2, 1), np.int32),
-        *(np.arange(n, dtype=np.int32) for n in (2, 6)),
+        np.zeros((2, 3), np.int32),
+        *(np.arange(n, dtype=np.int32) for n in (2, 2, 6)),
     )
     sampler = init_sampler_inputs(2, 40, 9) if variant == "full" else None
     flat = flatten_inputs(key, inputs, sampler)
-    assert [(x.shape, x.dtype) for x in flat] == [(s.shape, s.dtype) for s in input_shapes(key, 40, 9)]
+    assert [(x.shape, x.dtype) for x in flat] == [(s.shape, s.dtype) for s in input_shapes(key, 40, 9, 3)]
     back, back_sampler = unflatten_inputs(key, flat)
-    assert back.num_new is inputs.num_new and back.cache_len is inputs.cache_len
+    assert back.num_new is inputs.num_new and back.slots is inputs.slots
     assert back_sampler is None if sampler is None else back_sampler.seeds is sampler.seeds
 
 

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastgpt_jax.compiler.capture import as_forward, capture
-from fastgpt_jax.compiler.program import CacheState, Program
+from fastgpt_jax.compiler.program import CacheState, Program, make_program
 from fastgpt_jax.sampling.step_io import StepInputs
 from passes.incremental.derive import derive
 from tests.compiler import zoo
 
-NUM_PAGES = 3
-SLOTS = (1, 0)  # of the two requests, out of order; the third page belongs to nobody
+NUM_SLOTS = 3
+SLOTS = (1, 0)  # of the two requests, out of order; the third slot, and its pages, belong to nobody
+PAGE_SIZE = 5  # divides neither chunks nor capacities
 CHUNK = 8
 
 
@@ -90,7 +91,7 @@ class Derived:
         out: np.ndarray | None = None
         with zoo.jax_defaults():
             for turn in turns(requests.shape[1], self.model.first_chunk):
-                logits, state = run(leaves, state, step_inputs(requests, turn))
+                logits, state = run(leaves, state, step_inputs(requests, turn, self.program))
                 rows = np.asarray(logits.astype(jnp.float32))
                 if out is None:
                     out = np.full((*requests.shape, rows.shape[-1]), np.nan, np.float32)
@@ -108,7 +109,8 @@ def derive_model(model: zoo.ZooModel, *, unroll: bool = True) -> Derived:
         forward, leaves = as_forward(fn, params)
         captured = capture(forward, leaves, model.capacity)
     plan = derive(captured.graph, captured.times, captured.token_input)
-    return Derived(model, fn, leaves, Program(captured.graph, plan, NUM_PAGES, unroll))
+    program = make_program(captured.graph, plan, num_slots=NUM_SLOTS, unroll=unroll, page_size=PAGE_SIZE)
+    return Derived(model, fn, leaves, program)
 
 
 def two_requests(model: zoo.ZooModel) -> tuple[np.ndarray, int]:
@@ -120,19 +122,26 @@ def two_requests(model: zoo.ZooModel) -> tuple[np.ndarray, int]:
     return np.concatenate([tokens, changed]), position
 
 
-def step_inputs(requests: np.ndarray, turn: Turn) -> StepInputs:
-    """The arrays of one step; an idle row names the other request's page, which it must leave alone."""
+def page_table(program: Program) -> np.ndarray:
+    """Pages i32 [slots, M] of each slot's request: all there are, dealt out one by one from the last."""
+    pages = np.arange(program.num_pages - 1, -1, -1, dtype=np.int32)
+    return pages.reshape(-1, NUM_SLOTS).T
+
+
+def step_inputs(requests: np.ndarray, turn: Turn, program: Program) -> StepInputs:
+    """The arrays of one step; an idle row names the other request's slot and pages, which it must leave alone."""
     tokens = np.full((2, turn.chunk), 1, np.int32)
     for r, (start, count) in enumerate(zip(turn.starts, turn.counts, strict=True)):
         tokens[r, :count] = requests[r, start : start + count]
-    pages = [SLOTS[r] if count else SLOTS[1 - r] for r, count in enumerate(turn.counts)]
+    slots = np.asarray([SLOTS[r] if count else SLOTS[1 - r] for r, count in enumerate(turn.counts)], np.int32)
     return StepInputs(
         tokens=tokens.reshape(-1),
         num_new=np.asarray(turn.counts, np.int32),
-        page_table=np.asarray(pages, np.int32)[:, None],
+        page_table=page_table(program)[slots],
         cache_len=np.asarray(
             [start if count else 0 for start, count in zip(turn.starts, turn.counts, strict=True)], np.int32
         ),
+        slots=slots,
         targets=np.zeros(2 * turn.chunk, np.int32),
     )
 

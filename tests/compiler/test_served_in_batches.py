@@ -40,6 +40,7 @@ def test_tokens_are_equal_alone_and_in_a_batch_of_eight():
         fn, params = model.make()
         config = fastgpt_jax.CompileConfig(
             max_model_len=model.capacity,
+            page_size=5,
             max_num_seqs=NUM_REQUESTS,
             prefill_buckets=(8,),
             max_logprobs=2,

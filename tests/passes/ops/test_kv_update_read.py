@@ -181,7 +181,7 @@ def test_decode_step_copies_no_donated_pool(name: str, unroll: bool):
     (model,) = [m for m in zoo.SERVED if m.name == name]
     derived = derive_model(model, unroll=unroll)
     program, state = derived.program, derived.program.init_state()
-    inputs = step_inputs(np.ones((2, model.test_length), np.int32), Turn(1, (4, 7), (1, 1)))
+    inputs = step_inputs(np.ones((2, model.test_length), np.int32), Turn(1, (4, 7), (1, 1)), program)
     step = jax.jit(lambda p, s, i: program.logits(p, s, i, last_row=True), donate_argnums=1)
     module = step.lower(jax.tree.leaves(derived.params), state, inputs).compile().as_text()
     pools = [math.prod(pool.shape) for pool in state.pools]
