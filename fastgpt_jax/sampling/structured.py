@@ -57,9 +57,18 @@ class StructuredCompiler:
         self._tokenizer = tokenizer
         self._max_cached = max_cached
         self._deadline_s = deadline_s
-        self._lock = threading.Lock()
+        self._lock, self._reading = threading.Lock(), threading.Lock()
         self._made: OrderedDict[StructuredOutputsParams, Any] = OrderedDict()
         self._pool = ThreadPoolExecutor(2, "structured-outputs")
+
+    def prepare(self) -> None:
+        """Reads the vocabulary, which takes seconds where it is large, unless that was done.
+
+        Raises:
+          UserError: There is no llguidance, or no tokenizer that it could be told of.
+        """
+        with self._reading:
+            _ = self._vocabulary
 
     def compile(self, params: StructuredOutputsParams) -> None:
         """Compiles a form unless it is kept already; not to be called on an event loop.
@@ -78,6 +87,7 @@ class StructuredCompiler:
             if params in self._made:
                 self._made.move_to_end(params)
                 return self._made[params]
+        self.prepare()  # outside the deadline: it is no request's fault
         future: Future[Any] = self._pool.submit(self._compile, params)
         try:
             matcher = future.result(self._deadline_s)
