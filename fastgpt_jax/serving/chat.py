@@ -70,7 +70,7 @@ class _Answer:
         """What the engine is asked for."""
         asked, server = self._asked, self._server
         num_top = (asked.top_logprobs or 0) if asked.logprobs else None
-        params = make_sampling_params(asked, server.settings, max_tokens=max_tokens, logprobs=num_top)
+        params = make_sampling_params(asked, server, max_tokens=max_tokens, logprobs=num_top)
         text, ids = prompt
         return Job(self._id, text, ids, params, asked.priority, server.deadline_s(asked.deadline_s), cache_salt)
 

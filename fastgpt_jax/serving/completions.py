@@ -64,9 +64,7 @@ class _Answer:
         more = {"prompt_logprobs": asked.logprobs} if asked.echo and asked.logprobs is not None else {}
         if asked.prompt_logprobs is not None:
             more["prompt_logprobs"] = max(asked.prompt_logprobs, *more.values(), 0)
-        params = make_sampling_params(
-            asked, self._server.settings, max_tokens=max_tokens, logprobs=asked.logprobs, **more
-        )
+        params = make_sampling_params(asked, self._server, max_tokens=max_tokens, logprobs=asked.logprobs, **more)
         deadline_s = self._server.deadline_s(asked.deadline_s)
         return [
             Job(f"{self._id}-{index}", text, ids, params, asked.priority, deadline_s, cache_salt)

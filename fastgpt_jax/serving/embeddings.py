@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -50,6 +49,6 @@ async def create_embeddings(request: Request) -> Response:
     )
 
 
-def _write(vector: Iterable[float], encoding_format: str) -> list[float] | str:
+def _write(vector: Any, encoding_format: str) -> list[float] | str:
     array = np.asarray(vector, np.dtype("<f4"))
     return base64.b64encode(array.tobytes()).decode() if encoding_format == "base64" else array.tolist()

@@ -48,3 +48,11 @@ def check_context(param: str, lengths: Iterable[int], max_tokens: int | None, ma
             f"the context holds {max_model_len} tokens; the prompt has {longest} and {asked}",
             param,
         )
+
+
+def check_vocabulary(param: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    """Raises ApiError for an id that no token has."""
+    largest = max(token_ids, default=0)
+    if largest >= vocab_size:
+        message = f"{param}: token id {largest} is outside the vocabulary of {vocab_size} tokens"
+        raise ApiError("invalid_value", message, param)

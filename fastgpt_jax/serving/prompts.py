@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastgpt_jax.serving.errors import ApiError
+from fastgpt_jax.serving.limits import check_vocabulary
 from fastgpt_jax.serving.sampling_request import named_error
 from fastgpt_jax.serving.state import Server
 from fastgpt_jax.tokenizer.chat_prompt import encode_chat
@@ -47,14 +48,6 @@ async def encode_prompts(
             raise ApiError("invalid_value", f"{param} is empty; give some text", param)
         check_vocabulary(param, token_ids, server.llm.vocab_size)
     return encoded
-
-
-def check_vocabulary(param: str, token_ids: Sequence[int], vocab_size: int) -> None:
-    """Raises ApiError for an id that no token has."""
-    largest = max(token_ids, default=0)
-    if largest >= vocab_size:
-        message = f"{param}: token id {largest} is outside the vocabulary of {vocab_size} tokens"
-        raise ApiError("invalid_value", message, param)
 
 
 async def encode_messages(

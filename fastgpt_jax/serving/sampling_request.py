@@ -13,25 +13,37 @@ from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling.params import SamplingParams
 from fastgpt_jax.sampling.structured_params import StructuredOutputsParams
 from fastgpt_jax.serving.errors import ApiError
-from fastgpt_jax.serving.limits import check_schema
+from fastgpt_jax.serving.limits import check_most, check_schema, check_vocabulary
 from fastgpt_jax.serving.protocol_sampling import HANDED_ON, SamplingRequest
 from fastgpt_jax.serving.settings import ServerSettings
+from fastgpt_jax.serving.state import Server
 
 _GUIDED = ("json", "regex", "choice", "grammar")
 
 
 def make_sampling_params(
-    request: SamplingRequest, settings: ServerSettings, *, max_tokens: int | None, logprobs: int | None, **more: Any
+    request: SamplingRequest, server: Server, *, max_tokens: int | None, logprobs: int | None, **more: Any
 ) -> SamplingParams:
-    """Makes the parameters; what is out of range is an error that names its field."""
+    """Makes the parameters; what is out of range, or what the model does not have, is an error that names its field."""
     fields = {name: getattr(request, name) for name in HANDED_ON if name in request.model_fields_set}
-    constraint = _constraint(request, settings)
+    constraint = _constraint(request, server.settings)
     if constraint is not None:
         fields["structured_outputs"] = constraint
-    return named_error(
+    params = named_error(
         lambda: SamplingParams(**{**fields, "max_tokens": max_tokens, "logprobs": logprobs, **more}),
         type(request).model_fields,
     )
+    _check_model(params, server.llm)
+    return params
+
+
+def _check_model(params: SamplingParams, llm: Any) -> None:
+    check_vocabulary("stop_token_ids", params.stop_token_ids, llm.vocab_size)
+    check_vocabulary("logit_bias", params.logit_bias, llm.vocab_size)
+    check_most("logprobs", "likeliest tokens", params.logprobs or 0, llm.max_logprobs)
+    check_most("prompt_logprobs", "likeliest tokens", params.prompt_logprobs or 0, llm.max_logprobs)
+    if params.stop and llm.tokenizer is None:
+        raise ApiError("tokenizer_missing", "the model has no tokenizer; use stop_token_ids in place of stop", "stop")
 
 
 def check_stream_options(request: SamplingRequest) -> None:

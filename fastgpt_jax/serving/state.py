@@ -19,6 +19,7 @@ from fastgpt_jax.serving.settings import ServerSettings
 from fastgpt_jax.tokenizer.chat_template import ChatTemplate
 
 OWNER = "fastgpt-jax"
+RETRY = {"Retry-After": "1"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +50,9 @@ class Server:
     def check_ready(self) -> None:
         """Raises ApiError while nothing new is taken."""
         if self.llm.is_draining:
-            raise ApiError("draining", "the server is shutting down; send the request elsewhere")
+            raise ApiError("draining", "the server is shutting down; send the request elsewhere", headers=RETRY)
         if not self.llm.is_ready:
-            raise ApiError("not_ready", "the server is not ready; ask /health/ready when it is")
+            raise ApiError("not_ready", "the server is not ready; ask /health/ready when it is", headers=RETRY)
 
     def cache_salt(self, request: Request, salt: str) -> str:
         """Parts what is cached by tenant, where there are several, and by what the request says."""

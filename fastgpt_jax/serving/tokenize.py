@@ -10,10 +10,10 @@ from starlette.responses import Response
 from fastgpt_jax.serving.answers import json_answer
 from fastgpt_jax.serving.body import read_body, validate
 from fastgpt_jax.serving.errors import ApiError
-from fastgpt_jax.serving.limits import check_most
+from fastgpt_jax.serving.limits import check_most, check_vocabulary
 from fastgpt_jax.serving.logprobs import prompt_text, token_text
 from fastgpt_jax.serving.openapi import documents
-from fastgpt_jax.serving.prompts import Encoded, check_vocabulary, encode_messages, encode_prompts
+from fastgpt_jax.serving.prompts import Encoded, encode_messages, encode_prompts
 from fastgpt_jax.serving.protocol import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer
 from fastgpt_jax.serving.protocol_chat import TokenizeRequest
 from fastgpt_jax.serving.state import Server, server_of

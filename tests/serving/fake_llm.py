@@ -6,6 +6,7 @@ import asyncio
 from types import SimpleNamespace
 
 import numpy as np
+from prometheus_client import CollectorRegistry
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from fastgpt_jax import tokenizer as ours
@@ -13,6 +14,7 @@ from fastgpt_jax.engine.outputs import CompletionOutput, Logprob, RequestOutput
 from fastgpt_jax.engine.stats import EngineStats
 from fastgpt_jax.engine.stop import find_stop
 from fastgpt_jax.serving.app import make_app
+from fastgpt_jax.serving.metrics import ServerMetrics
 from fastgpt_jax.serving.settings import ServerSettings
 
 CHATML = (
@@ -131,20 +133,15 @@ class FakeLLM:
         return self.tokenizer.decode([token_id], skip_special_tokens=False) if self.tokenizer else None
 
 
-def make_server(llm=None, **settings):
+def make_server(llm=None, routers=(), **settings):
     """A fake and the application that serves it."""
     llm = FakeLLM() if llm is None else llm
-    return llm, make_app(
-        llm, ServerSettings(**{"served_model_names": ("fake", "org/alias"), **settings}), counted=Uncounted()
-    )
+    settings = ServerSettings(**{"served_model_names": ("fake", "org/alias"), **settings})
+    return llm, make_app(llm, settings, counted=Uncounted(), routers=routers)
 
 
-class Uncounted:
+class Uncounted(ServerMetrics):
     """Metrics of nothing."""
 
-    def collect(self):
-        return []
-
-    @property
-    def registry(self):
-        return self
+    def __init__(self):
+        self.registry = CollectorRegistry()
