@@ -35,6 +35,7 @@ from fastgpt_jax.tokenizer.tokenizer import Tokenizer
 
 OnMismatch = Literal["recompile", "refuse"]
 ON_MISMATCH: tuple[OnMismatch, ...] = ("recompile", "refuse")
+CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 
 
 def is_artifact(path: str | Path) -> bool:
@@ -51,6 +52,7 @@ class ServedArtifact:
 
     Attributes:
       manifest: What the artifact says of itself.
+      chat_template: Source of the Jinja template that makes prompts of conversations; None where there is none.
       mismatches: In what this process differs from the one that compiled it; empty, or the programs were compiled here.
       seconds: Time that `verify`, `weights`, `executables`, `tokenizer` and `fingerprint` took.
     """
@@ -62,10 +64,12 @@ class ServedArtifact:
         load: Callable[[EntryPointRecord], Callable[..., Any]],
         init_state: Callable[[], list[Any]],
         tokenizer: Tokenizer | None,
+        chat_template: str | None,
         mismatches: tuple[str, ...],
         seconds: dict[str, float],
     ):
         self.manifest, self.tokenizer, self.mismatches, self.seconds = manifest, tokenizer, mismatches, seconds
+        self.chat_template = chat_template
         self._init_state = init_state
         self._has_run = False
 
@@ -160,7 +164,7 @@ def load_artifact(
     clock.lap("verify")
     if verify == "auto" and level == "fast":
         tell(f"{folder}: the weights are large, so their sizes alone were checked; --verify=full reads all of them")
-    tokenizer = _load_tokenizer(folder, manifest)
+    tokenizer, chat_template = _load_tokenizer(folder, manifest), _read_chat_template(folder)
     clock.lap("tokenizer")
     mismatches = manifest.environment.mismatches(current_environment())
     if mismatches and on_mismatch == "refuse":
@@ -193,6 +197,7 @@ def load_artifact(
         load,
         lambda: init_state([], [], [])[0],
         tokenizer,
+        chat_template,
         mismatches,
         clock.seconds,
     )
@@ -264,6 +269,12 @@ def _load_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer | None:
         eos_token_ids=record.eos_token_ids,
         add_bos=record.add_bos,
     )
+
+
+def _read_chat_template(folder: Path) -> str | None:
+    """The template's source as it stands: what reads it is not needed before a chat."""
+    path = folder / CHAT_TEMPLATE
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def _check_fingerprint(artifact: ServedArtifact) -> None:

@@ -45,6 +45,7 @@ class Compiled:
       bucket_plan: Shapes of the steps that the scheduler may ask for, and the padding to expect of them.
       seconds: Time that tracing, deriving and certifying took.
       notes: Choices that were fixed on the way, such as what was padded.
+      chat_template: Source of the Jinja template that came with a loaded model; None where there was none.
     """
 
     config: CompileConfig
@@ -59,6 +60,7 @@ class Compiled:
     bucket_plan: BucketPlan
     seconds: dict[str, float]
     notes: dict[str, str] = field(default_factory=dict)
+    chat_template: str | None = None
     steps: dict[EntryPointKey, Step] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -153,8 +155,9 @@ def compile(
       NotServable: the model has no exact cached step; names the operation and the source line.
       UserError: the model, its parameters or the configuration cannot be used.
     """
-    notes, rules = {}, config.sharding_rules
+    notes, rules, chat_template = {}, config.sharding_rules, None
     if isinstance(model, LoadedModel):
+        chat_template = model.chat_template
         tokenizer = tokenizer if tokenizer is not None else model.tokenizer
         generation = generation if generation is not None else model.generation
         model, notes = _pad(model, config)
@@ -211,6 +214,7 @@ def compile(
         ),
         {"trace": traced - start, "derive": derived - traced, "certify": certificate.seconds},
         notes,
+        chat_template=chat_template,
     )
 
 
