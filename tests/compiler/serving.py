@@ -146,7 +146,7 @@ def step_inputs(requests: np.ndarray, turn: Turn, program: Program) -> StepInput
     )
 
 
-def poisoned(state: CacheState) -> CacheState:
+def poisoned(state: Any) -> Any:
     """Memory as another request may have left it: NaN, or a number that means something else."""
 
     def poison(x: Any) -> Any:
