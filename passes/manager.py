@@ -104,8 +104,13 @@ class PassManager:
             ):
                 raise ValueError(f"{option} must name a pass of the pipeline {','.join(names)!r}, got {name!r}")
 
-    def run(self, graph: Graph) -> tuple[PassStatistics, ...]:
+    def run(
+        self, graph: Graph, after: Callable[[Pass, PassResult], object] = lambda entry, result: None
+    ) -> tuple[PassStatistics, ...]:
         """Runs the pipeline over `graph`, in place.
+
+        Args:
+          after: Called after each pass, when the graph is what the pass left.
 
         Raises:
           MalformedGraph: a pass broke the graph; the message names the pass.
@@ -135,6 +140,7 @@ class PassManager:
             )
             ops, cost = ops_after, cost_after
             self._dump(graph, entry, result)
+            after(entry, result)
             if entry.name == self._options.stop_after:
                 break
         if self._options.bisect_limit is not None and counter.made:

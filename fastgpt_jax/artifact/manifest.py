@@ -53,11 +53,25 @@ class WeightRecord:
 
 
 @dataclasses.dataclass(frozen=True)
+class OutputChange:
+    """By how much a pass changes the model's logits on a fixed input.
+
+    Attributes:
+      absolute: The largest difference.
+      relative: The same in parts of the largest logit.
+    """
+
+    absolute: float
+    relative: float
+
+
+@dataclasses.dataclass(frozen=True)
 class PassRecord:
     """What a pass did to an entry point.
 
     Attributes:
       detail: The pass's settings, such as a quantization scheme; empty where it has none.
+      change: Of the whole model by this pass, where that was asked for.
     """
 
     name: str
@@ -70,6 +84,7 @@ class PassRecord:
     flops: tuple[int, int]
     nbytes: tuple[int, int]
     remarks: tuple[str, ...]
+    change: OutputChange | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +207,26 @@ class CertificateRecord:
 
 
 @dataclasses.dataclass(frozen=True)
+class QualityRecord:
+    """How far the model is from the one that was given, on some text, once something has rounded it.
+
+    Attributes:
+      after: The pass, or the dtype of caches; what came before it is in it.
+      text: Name of the file.
+      mean_kld, kld_999: Divergence of next-token distributions in nats, and that which one in a thousand exceeds.
+      same_top1: Share of positions with the same likeliest token.
+    """
+
+    after: str
+    text: str
+    num_tokens: int
+    mean_kld: float
+    kld_999: float
+    same_top1: float
+    perplexity: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Fingerprint:
     """Numbers that the artifact must reproduce: the most likely tokens after a fixed prompt.
 
@@ -228,6 +263,7 @@ class Manifest:
     weights: tuple[WeightRecord, ...]
     entry_points: tuple[EntryPointRecord, ...]
     certificate: CertificateRecord
+    quality: tuple[QualityRecord, ...]
     fingerprint: Fingerprint
     files: tuple[FileRecord, ...]
 

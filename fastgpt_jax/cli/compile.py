@@ -22,15 +22,16 @@ from absl import flags
 
 from fastgpt_jax.artifact.environment import current_environment
 from fastgpt_jax.artifact.loading import ON_MISMATCH, is_artifact
-from fastgpt_jax.artifact.manifest import read_manifest
+from fastgpt_jax.artifact.manifest import OutputChange, QualityRecord, read_manifest
 from fastgpt_jax.artifact.staging import Staging
 from fastgpt_jax.artifact.verify import verify_artifact
 from fastgpt_jax.checkpoint import LoadedModel
 from fastgpt_jax.cli.common import run, to_options
-from fastgpt_jax.cli.compile_report import entry_point_table, pass_table, plan_text, summary
+from fastgpt_jax.cli.compile_report import entry_point_table, pass_table, plan_text, quality_table, summary
 from fastgpt_jax.cli.devices import make_virtual_devices
 from fastgpt_jax.cli.model_source import ModelSource, is_function_spec, load_source
 from fastgpt_jax.cli.progress import BuildProgress
+from fastgpt_jax.cli.quality_text import read_quality_text
 from fastgpt_jax.cli.quantization_flags import add_quantization_flags, read_quantization_rules
 from fastgpt_jax.cli.tables import format_seconds
 from fastgpt_jax.cli.traffic_file import read_traffic
@@ -38,10 +39,12 @@ from fastgpt_jax.compiler.build import BuildReport, build_artifact
 from fastgpt_jax.compiler.compile import Compiled
 from fastgpt_jax.compiler.compile import compile as compile_model
 from fastgpt_jax.compiler.config import CompileConfig
+from fastgpt_jax.compiler.quality_passes import changes_by_pass, measure_quality
 from fastgpt_jax.compiler.quantization import make_pipeline
 from fastgpt_jax.errors import UserError
 from passes.manager import PassManager, PassOptions
 from passes.registry import PASSES, PIPELINES
+from passes.select import SELECT
 
 AUTO = "auto"
 
@@ -76,7 +79,7 @@ def make_flags() -> flags.FlagValues:
     text("buckets", AUTO, "Tokens of the prefill steps, as in 16,64,256, or auto.", flag_values=values)
     text("decode_buckets", AUTO, "Requests of the decode steps, as in 1,8, or auto.", flag_values=values)
     text("traffic", None, "Histogram that auto buckets are chosen for, a JSON file.", flag_values=values)
-    known = ",".join((*PASSES, *PIPELINES))
+    known = ",".join((*PASSES, SELECT, *PIPELINES))
     text("passes", default.pipeline, f"Passes in order, of {known}.", flag_values=values)
     text("print_ir_after", None, "Show the program after a pass: all, changed or its name.", flag_values=values)
     text("stop_after", None, "Last pass that is run.", flag_values=values)
@@ -90,6 +93,11 @@ def make_flags() -> flags.FlagValues:
     )
     integer("tensor_parallel_size", 1, "Devices that share every layer.", lower_bound=1, flag_values=values)
     add_quantization_flags(values)
+    flags.DEFINE_bool("check_passes", False, "Measure how each pass changes the model's logits.", flag_values=values)
+    text(
+        "quality_text", None, "Text file on which what is rounded is compared with the exact model.", flag_values=values
+    )
+    integer("quality_tokens", 4096, "Tokens of that text that are used.", lower_bound=2, flag_values=values)
     flags.DEFINE_enum(
         "verify",
         AUTO,
@@ -135,6 +143,9 @@ class Options:
     kv_cache_dtype: str
     quantization_rules: str | None
     strict: bool
+    check_passes: bool
+    quality_text: str | None
+    quality_tokens: int
     verify: str
     on_mismatch: str
     plan_only: bool
@@ -159,6 +170,10 @@ def execute(options: Options) -> None:
         check_output(options)
     source = load_source(options.model, options.params, options.tokenizer, options.dtype, options.max_model_len)
     check_length(options, source)
+    text = None
+    if options.quality_text is not None:
+        tokenizer = source.tokenizer or getattr(source.model, "tokenizer", None)
+        text = read_quality_text(options.quality_text, options.quality_tokens, tokenizer)
     with contextlib.redirect_stdout(sys.stderr):  # what passes are asked to show is no table
         compiled = _derive(source, config)
     plan = plan_text(compiled.bucket_plan, compiled.captured.graph.count())
@@ -166,10 +181,15 @@ def execute(options: Options) -> None:
         print(plan)
         return
     _say(plan)
-    report = _build(compiled, source, options)
+    with contextlib.redirect_stdout(sys.stderr):
+        changes = changes_by_pass(compiled) if options.check_passes else ()
+        quality = () if text is None else measure_quality(compiled, text.windows(compiled), text.name)
+    report = _build(compiled, source, options, changes, quality)
     if options.verify != "none":
         verify_artifact(Path(options.output), options.verify)  # pyright: ignore[reportArgumentType]
-    print("\n\n".join([entry_point_table(report.manifest), pass_table(report.manifest), summary(report)]))
+    tables = [entry_point_table(report.manifest), pass_table(report.manifest)]
+    tables += [quality_table(report.manifest)] if quality else []
+    print("\n\n".join([*tables, summary(report)]))
 
 
 def make_config(options: Options) -> CompileConfig:
@@ -278,7 +298,13 @@ def _derive(source: ModelSource, config: CompileConfig) -> Compiled:
     return compiled
 
 
-def _build(compiled: Compiled, source: ModelSource, options: Options) -> BuildReport:
+def _build(
+    compiled: Compiled,
+    source: ModelSource,
+    options: Options,
+    changes: Sequence[OutputChange],
+    quality: Sequence[QualityRecord],
+) -> BuildReport:
     """Writes the artifact; an interrupt or a full disk says what is kept."""
     loaded = source.model if isinstance(source.model, LoadedModel) else None
     with BuildProgress() as progress, contextlib.redirect_stdout(sys.stderr):
@@ -289,6 +315,8 @@ def _build(compiled: Compiled, source: ModelSource, options: Options) -> BuildRe
                 name=model_name(options.model),
                 notes=loaded.notes if loaded else None,
                 chat_template=loaded.chat_template if loaded else None,
+                changes=changes,
+                quality=quality,
                 report=progress,
             )
         except KeyboardInterrupt:

@@ -79,8 +79,28 @@ def entry_point_table(manifest: Manifest) -> str:
 def pass_table(manifest: Manifest) -> str:
     """A row a pass of the pipeline, all entry points together."""
     pipelines = [record.passes for record in manifest.entry_points]
-    rows = [_pass_row([record for record in runs if record is not None]) for runs in itertools.zip_longest(*pipelines)]
-    return format_table(rows, ("pass", "numerics", "matched", "missed", "operations", "FLOPs", "bytes", "seconds"))
+    runs_of_each = [[x for x in runs if x is not None] for runs in itertools.zip_longest(*pipelines)]
+    is_checked = any(runs[0].change is not None for runs in runs_of_each)
+    rows = [(*_pass_row(runs), *([_logit_change(runs[0])] if is_checked else [])) for runs in runs_of_each]
+    header = ("pass", "numerics", "matched", "missed", "operations", "FLOPs", "bytes", "seconds")
+    return format_table(rows, (*header, *(["logits changed by"] if is_checked else [])))
+
+
+def quality_table(manifest: Manifest) -> str:
+    """A row for everything that rounds: how far the model is from the one that was given."""
+    rows = [
+        (
+            record.after,
+            f"{record.mean_kld:.6f}",
+            f"{record.kld_999:.4f}",
+            f"{100 * record.same_top1:.2f} %",
+            f"{record.perplexity:.3f}",
+        )
+        for record in manifest.quality
+    ]
+    text, count = manifest.quality[0].text, manifest.quality[0].num_tokens
+    table = format_table(rows, ("after", "mean KLD", "99.9% KLD", "same top-1", "perplexity"))
+    return f"{table}\nagainst the model as given, on {count:,} tokens of {text}; KLD in nats"
 
 
 def summary(report: BuildReport) -> str:
@@ -113,6 +133,12 @@ def _pass_row(runs: Sequence[PassRecord]) -> tuple[str, ...]:
         _change(run.nbytes for run in runs),
         format_seconds(sum(run.seconds for run in runs)),
     )
+
+
+def _logit_change(run: PassRecord) -> str:
+    if run.change is None:
+        return ""
+    return "0" if not run.change.absolute else f"{run.change.absolute:.1e} ({run.change.relative:.1e} of the largest)"
 
 
 def _change(pairs: Iterable[tuple[int, int]]) -> str:

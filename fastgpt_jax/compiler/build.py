@@ -40,8 +40,10 @@ from fastgpt_jax.artifact.manifest import (
     FileRecord,
     Manifest,
     ModelRecord,
+    OutputChange,
     PassRecord,
     ProgramRecord,
+    QualityRecord,
     TokenizerRecord,
     WorkRecord,
     read_manifest,
@@ -106,6 +108,8 @@ def build_artifact(
     name: str,
     notes: Mapping[str, str] | None = None,
     chat_template: str | None = None,
+    changes: Sequence[OutputChange] = (),
+    quality: Sequence[QualityRecord] = (),
     report: Callable[[Event], None] = lambda event: None,
 ) -> BuildReport:
     """Compiles every entry point of a model and writes its artifact, whole or not at all.
@@ -115,6 +119,8 @@ def build_artifact(
     Args:
       name: What the model is called.
       notes: Choices that were fixed with the model, for the manifest.
+      changes: By each pass of the pipeline, for the manifest.
+      quality: Of the model as it is served, for the manifest.
 
     Raises:
       UserError: The output cannot be used, or the model cannot be stored.
@@ -123,7 +129,7 @@ def build_artifact(
     start = time.perf_counter()
     tokenizer = _storable_tokenizer(compiled.tokenizer)
     with Staging(output) as staging:
-        builder = _Builder(compiled, staging, report)
+        builder = _Builder(compiled, staging, report, changes)
         entries, init_state = builder.programs()
         weights, files = builder.weights()
         _write_tokenizer(staging.path, compiled.tokenizer, chat_template)
@@ -151,6 +157,7 @@ def build_artifact(
             weights=tuple(weights),
             entry_points=tuple(entries),
             certificate=_certificate(compiled),
+            quality=tuple(quality),
             fingerprint=builder.fingerprint(entries),
             files=(),
         )
@@ -164,8 +171,14 @@ def build_artifact(
 class _Builder:
     """The programs and weights of one build."""
 
-    def __init__(self, compiled: Compiled, staging: Staging, report: Callable[[Event], None]):
-        self._compiled, self._staging, self._report = compiled, staging, report
+    def __init__(
+        self,
+        compiled: Compiled,
+        staging: Staging,
+        report: Callable[[Event], None],
+        changes: Sequence[OutputChange],
+    ):
+        self._compiled, self._staging, self._report, self._changes = compiled, staging, report, changes
         self.environment: Environment = current_environment(compiled.distribution.num_devices)
         self.state = tuple(map(_array_type, compiled.distribution.state_shapes(compiled.program)))
         self.reused: set[str] = set()
@@ -258,7 +271,7 @@ class _Builder:
             outputs=tuple(map(_array_type, outputs)),
             flops=traced.cost.flops,
             nbytes=traced.cost.bytes,
-            passes=tuple(map(_pass_record, traced.passes)),
+            passes=tuple(map(_pass_record, traced.passes, [*self._changes, *[None] * len(traced.passes)])),
         )
 
     def _program(self, name: str, digest: str, make: Callable[[], jax.stages.Compiled]) -> ProgramRecord:
@@ -380,7 +393,7 @@ def _work(compiled: jax.stages.Compiled) -> WorkRecord:
     )
 
 
-def _pass_record(statistics: PassStatistics) -> PassRecord:
+def _pass_record(statistics: PassStatistics, change: OutputChange | None) -> PassRecord:
     before, after = statistics.cost_before, statistics.cost_after
     return PassRecord(
         name=statistics.name,
@@ -393,6 +406,7 @@ def _pass_record(statistics: PassStatistics) -> PassRecord:
         flops=(before.flops, after.flops),
         nbytes=(before.bytes, after.bytes),
         remarks=tuple(map(str, statistics.result.remarks[:_MAX_REMARKS])),
+        change=change,
     )
 
 

@@ -65,7 +65,7 @@ class Compiled:
 
     def __post_init__(self) -> None:
         pipeline = make_pipeline(self.config.pipeline, self.config.quantization, self.config.quantization_rules)
-        self._manager = PassManager(pipeline, self.config.pass_options)
+        self.manager = PassManager(pipeline, self.config.pass_options)
         self.store = PackedStore(leaf_paths(self.captured.params), self.leaves, self.distribution.sharding())
 
     @property
@@ -107,7 +107,7 @@ class Compiled:
             key,
             self.program,
             self.store,
-            self._manager,
+            self.manager,
             self.distribution,
             self.max_model_len,
             self.max_logprobs,
