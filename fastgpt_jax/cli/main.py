@@ -12,6 +12,7 @@ from fastgpt_jax.cli.exit_codes import EXIT_INTERRUPT, EXIT_USER_ERROR
 
 TOOLS: Mapping[str, str] = MappingProxyType(
     {
+        "batch_infer": "answer a file of requests, each once, whenever it is stopped",
         "bench": "measure a server, an engine or a start",
         "compile": "write an artifact that a fresh process serves at once",
         "demo": "explain, compile and run the embedded model",
@@ -19,6 +20,7 @@ TOOLS: Mapping[str, str] = MappingProxyType(
         "explain": "print what will be cached, carried, recognised or refused in a model",
         "generate": "continue prompts with a model",
         "inspect": "look through a model: its decode step after each pass, beside the lines it came from",
+        "serve": "serve a model to OpenAI's clients",
         "train": "train a small model from a text file",
     }
 )
