@@ -30,12 +30,13 @@ class Read:
     Attributes:
       leaf: Which leaf.
       by: `query` is `leaf[q]`, `key` is `leaf[k]`, `head` is `leaf[n]`, `request` is a leaf of one number for the whole
-        request, `block` is `leaf[q // block[0], k // block[1]]`.
+        request, `block` is `leaf[q // block[0], k // block[1]]`, `head_key` is `leaf[n, k]`, `head_pair` is
+        `leaf[q, n, k]`.
       word: Index into the last axis, for a leaf that has one more.
     """
 
     leaf: int
-    by: Literal["query", "key", "head", "request", "block"]
+    by: Literal["query", "key", "head", "request", "block", "head_key", "head_pair"]
     block: tuple[int, int] = (1, 1)
     word: int | None = None
 
@@ -45,6 +46,10 @@ class Read:
             leaf = leaf[..., self.word]
         if self.by == "block":
             return leaf[q // self.block[0], k // self.block[1]]
+        if self.by == "head_key":
+            return leaf[head, k]
+        if self.by == "head_pair":
+            return leaf[q, head, k]
         index = {"query": q, "key": k, "head": head}
         return leaf[index[self.by]] if self.by in index else leaf
 
@@ -341,6 +346,32 @@ class Tree(Mask):
         if start is None:
             return True, False
         return (k1 > start) & (k0 < start + _NODES_A_WORD * self.num_words), False
+
+
+@dataclass(frozen=True)
+class Shifted(Mask):
+    """A mask of positions that a step's queries do not begin at 0 of: query i stands at position `leaf + i`.
+
+    `leaf` is a number for each request, at least 0. Leaves that the mask reads by query are read at i all the same.
+    """
+
+    mask: Mask
+    leaf: int
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        return tuple(dict.fromkeys((Read(self.leaf, "request"), *self.mask.reads)))
+
+    @property
+    def reads_query(self) -> bool:
+        return self.mask.reads_query
+
+    def evaluate(self, q: Any, k: Any, look: Look) -> Any:
+        return self.mask.evaluate(q + look(Read(self.leaf, "request")), k, look)
+
+    def block(self, q0: Any, q1: Any, k0: Any, k1: Any, look: Look | None = None) -> Answer:
+        start = look(Read(self.leaf, "request")) if look is not None else None
+        return (True, False) if start is None else self.mask.block(q0 + start, q1 + start, k0, k1, look)
 
 
 # --------------------------------------------------------------------------------------- connectives

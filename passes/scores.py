@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from passes.attention.expression import Expression, evaluate
 from passes.masks import Look, Read
 
 
@@ -49,3 +50,22 @@ class Alibi(Score):
     def evaluate(self, scores: Any, head: Any, q: Any, k: Any, look: Look) -> Any:
         slope = look(self.reads[0]).astype(scores.dtype)
         return scores - slope * abs(q + self.shift - k).astype(scores.dtype)
+
+
+@dataclass(frozen=True)
+class Biased(Score):
+    """Plus an expression of head and positions, whose leaf i is what `held[i]` reads: any bias that can be lifted.
+
+    Positions are indices: of queries in the step, of keys from 0.
+    """
+
+    expression: Expression
+    held: tuple[Read, ...]
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        return tuple(dict.fromkeys(self.held))
+
+    def evaluate(self, scores: Any, head: Any, q: Any, k: Any, look: Look) -> Any:
+        bias = evaluate(self.expression, None, {"n": head, "t": q, "s": k}, [look(read) for read in self.held])
+        return scores + bias.astype(scores.dtype)

@@ -33,6 +33,7 @@ from fastgpt_jax.errors import UserError
 from passes.incremental.errors import NotServable
 from passes.quantization.schemes import SCHEMES
 from passes.registry import PASSES, PIPELINES
+from passes.select import SELECT
 
 EXIT_REFUSED = 1
 DEFAULT_MAX_MODEL_LEN = 512
@@ -64,7 +65,7 @@ def make_flags() -> flags.FlagValues:
         flag_values=values,
     )
     integer("num_requests", 1, "Requests of the decode step.", lower_bound=1, flag_values=values)
-    known = ",".join((*PASSES, *PIPELINES))
+    known = ",".join((*PASSES, SELECT, *PIPELINES))
     text("passes", CompileConfig().pipeline, f"Passes in order, of {known}.", flag_values=values)
     flags.DEFINE_enum("quantization", None, list(SCHEMES), "Scheme of the weights.", flag_values=values)
     flags.DEFINE_enum("machine", "h100", list(MACHINES), "Machine of the roofline.", flag_values=values)

@@ -30,6 +30,7 @@ from fastgpt_jax.sampling.step_io import StepInputs, StepOutputs
 from passes.incremental.derive import derive
 from passes.incremental.row_format import ROW_FORMATS
 from passes.manager import PassManager
+from passes.select import Target
 
 
 @dataclass(eq=False)
@@ -64,7 +65,8 @@ class Compiled:
     steps: dict[EntryPointKey, Step] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        pipeline = make_pipeline(self.config.pipeline, self.config.quantization, self.config.quantization_rules)
+        target = Target(jax.default_backend(), self.distribution.num_devices)
+        pipeline = make_pipeline(self.config.pipeline, self.config.quantization, self.config.quantization_rules, target)
         self.manager = PassManager(pipeline, self.config.pass_options)
         self.store = PackedStore(leaf_paths(self.captured.params), self.leaves, self.distribution.sharding())
 

@@ -12,6 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from fastgpt_jax.compiler.kernel_choice import target_passes
 from fastgpt_jax.errors import UserError
 from passes.graph import Graph
 from passes.numerics import Numerics
@@ -19,6 +22,7 @@ from passes.quantization.quantize_weights import decided_sites, quantize_weights
 from passes.quantization.rules import OPS, QuantizationRule, default_rules, unused_rules
 from passes.quantization.schemes import SCHEMES, Scheme
 from passes.registry import PASSES, Pass, make_registry, parse_pipeline
+from passes.select import Target
 
 PASS = "quantize_weights"
 Rules = tuple[QuantizationRule, ...]
@@ -40,19 +44,23 @@ def all_rules(scheme: str | None, rules: Rules) -> Rules:
     return (*rules, *(() if scheme is None else default_rules(scheme_named(scheme))))
 
 
-def make_pipeline(text: str, scheme: str | None, rules: Rules) -> tuple[Pass, ...]:
+def make_pipeline(text: str, scheme: str | None, rules: Rules, target: Target | None = None) -> tuple[Pass, ...]:
     """The passes of a compile. Weights are quantized at the end, or where the text says.
+
+    Args:
+      target: What is compiled for; by default one device of JAX's default backend.
 
     Raises:
       ValueError: The text names an unknown pass.
     """
+    known = {**PASSES, **target_passes(target or Target(jax.default_backend()))}
     wanted = all_rules(scheme, rules)
     if not wanted:
-        return parse_pipeline(text)
+        return parse_pipeline(text, known)
     used = dict.fromkeys(rule.scheme.name for rule in wanted if rule.scheme is not None)
     function = partial(_run, wanted)
     entry = Pass(PASS, function, Numerics.APPROXIMATE, is_counted=True, detail=", ".join(used))
-    registry = make_registry([*PASSES.values(), entry])
+    registry = make_registry([*known.values(), entry])
     names = [name.strip() for name in text.split(",") if name.strip()]
     if PASS not in names:
         names += [PASS, "simplify"]

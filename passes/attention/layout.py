@@ -40,11 +40,12 @@ class Layout:
         return Roles(self.axes, of)
 
 
-def find_layout(found: Attention, products: Sequence[Product], masked: Sequence[Axis]) -> Layout:
+def find_layout(found: Attention, products: Sequence[Product], values: View, masked: Sequence[Axis]) -> Layout:
     """Divides the axes among the roles.
 
     Args:
       products: Those whose sum enters the scores.
+      values: What the weights meet.
       masked: Axes that masks vary along beside the keys': one of them tells queries from heads that share keys.
 
     Raises:
@@ -52,14 +53,14 @@ def find_layout(found: Attention, products: Sequence[Product], masked: Sequence[
     """
     axes, keys, op = found.axes, found.axes.expand(found.summed), products[0].op
     operands = [view for p in products for view in (p.first, p.second)]
-    for dims in (found.dims, *(view.dims for view in (*operands, found.values, found.score))):
+    for dims in (found.dims, *(view.dims for view in (*operands, values, found.score))):
         if len(set(axes.flat(dims))) != len(axes.flat(dims)):
             raise NoMatch("two axes of one value would have to be the same", op, near=True)
     widths = tuple(axes.expand(product.contracted) for product in products)
     width = {axis for axes_of in widths for axis in axes_of}
     query = _own(axes, [p.first for p in products], width)
     key = _own(axes, [p.second for p in products], {*width, *keys})
-    value, result = axes.flat(found.values.dims), axes.flat(found.dims)
+    value, result = axes.flat(values.dims), axes.flat(found.dims)
     if set(keys) & (set(query) | width):
         raise NoMatch("queries have the axes of the keys", op, near=True)
     if not set(keys) <= set(value):

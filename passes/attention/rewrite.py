@@ -11,6 +11,7 @@ Must run after: `simplify`. Numerics: reassociates.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,10 @@ def _rewrite_at(graph: Graph, op: Op) -> Rewrite:
     keys = [_operand(found, product.second) for product in core.products]
     values = _operand(found, found.values)
     sinks = [] if found.sinks is None else [_operand(found, found.sinks)]
-    layout = find_layout(found, core.products, masked_axes(found, core))
+    # By what lies behind repeats and broadcasts: heads that share keys are known by the axis that the keys lack.
+    parts = zip(core.products, queries, keys, strict=True)
+    products = [dataclasses.replace(p, first=query.view, second=key.view) for p, query, key in parts]
+    layout = find_layout(found, products, values.view, masked_axes(found, core))
     lifting = Lifting(layout.roles())
     score = score_expression(found, core, lifting)
     leaves = [_Operand(view, view.value.dtype) for view in lifting.leaves]

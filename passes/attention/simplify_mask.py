@@ -38,6 +38,7 @@ class Decomposed:
       bias: What is added behind the cap, an expression of indices and the attention's leaves; None for nothing.
       leaves: What the mask's leaves are, as expressions of the attention's leaves.
       query_start: What is added to a query's index to give its position, a number for each request; None for nothing.
+      fills: What masked scores are made, or have added to them, once for each part of the mask.
     """
 
     scale: float
@@ -46,6 +47,7 @@ class Decomposed:
     bias: Expression | None
     leaves: tuple[Expression, ...] = ()
     query_start: Expression | None = None
+    fills: tuple[float, ...] = ()
 
     def mask_leaves(self, sizes: Sequence[int], leaves: Sequence[Any]) -> list[Any]:
         """The mask's leaves as it reads them, each with a leading batch axis.
@@ -54,13 +56,13 @@ class Decomposed:
           sizes: B, T, N, S.
           leaves: The attention's leaves, each `[B or 1, T or 1, N or 1, S or 1]`.
         """
-        return [_spread(expression, sizes, leaves) for expression in self.leaves]
+        return [spread(expression, sizes, leaves) for expression in self.leaves]
 
     def starts(self, sizes: Sequence[int], leaves: Sequence[Any]) -> Any:
         """What is added to each request's query indices, `[B]`."""
         if self.query_start is None:
             return jnp.zeros(sizes[0], jnp.int32)
-        return _spread(self.query_start, sizes, leaves)
+        return spread(self.query_start, sizes, leaves)
 
     def visible(self, sizes: Sequence[int], leaves: Sequence[Any]) -> Any:
         """The mask written out, `[B, T, S]`."""
@@ -87,7 +89,7 @@ def _grid(sizes: Sequence[int]) -> dict[Any, Any]:
     return {role: jnp.arange(n).reshape(shape) for role, n, shape in zip(ROLES, sizes, shapes.tolist(), strict=True)}
 
 
-def _spread(expression: Expression, sizes: Sequence[int], leaves: Sequence[Any]) -> Any:
+def spread(expression: Expression, sizes: Sequence[int], leaves: Sequence[Any]) -> Any:
     """An expression's values along the batch and what it depends on beside it."""
     dims = {"b", *roles_of(expression)}
     shape = [size if role in dims else 1 for role, size in zip(ROLES, sizes, strict=True)]
@@ -112,8 +114,8 @@ def decompose(score: Expression) -> Decomposed | None:
     except NotAMask:
         low = Apply(lax.select_n_p, (), (form.seen, Constant(-np.inf, "float32"), Constant(0.0, "float32")))
         hidden = low if bias is None else Apply(lax.add_p, (), (bias, low))
-        return Decomposed(scale, cap, All(), hidden)
-    return Decomposed(scale, cap, mask, bias, leaves, start)
+        return Decomposed(scale, cap, All(), hidden, fills=form.fills)
+    return Decomposed(scale, cap, mask, bias, leaves, start, form.fills)
 
 
 class _NotOfTheForm(Exception):

@@ -46,6 +46,7 @@ def make_inputs(shape: NamedShape, *, garbage: bool = True) -> Inputs:
         drawn("table").integers(0, 2, (s.B, *table)).astype(bool),
         ancestors.astype(np.int32),
         drawn("slopes").uniform(0, 0.3, (1, s.N)).astype(np.float32),
+        drawn("starts").integers(0, max(1, s.S - s.T), s.B).astype(np.int32),
     ]
     if garbage:
         for b in range(s.B):

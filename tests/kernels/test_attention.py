@@ -14,11 +14,11 @@ from fastgpt_jax.kernels.attention import attention, attention_per_head, pallas_
 from fastgpt_jax.kernels.attention.shapes import KEY_SEGMENTS, SHAPES, NamedShape
 from fastgpt_jax.kernels.attention.spec import AttentionSpec, check
 from passes.block_lists import block_list
-from passes.masks import All, BlockTable, KeyRange, Mask, PerHead, Segment, causal, window
+from passes.masks import All, BlockTable, KeyRange, Mask, PerHead, Read, Segment, Shifted, causal, window
 from passes.scores import Alibi, Score
 from tests.kernels.attention_inputs import assert_close, float64_result, make_inputs
 
-QUICK = {"causal, odd lengths", "everything"}
+QUICK = {"causal, odd lengths", "everything", "behind what is cached, window"}
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES]
 IMPLEMENTATIONS = [pytest.param("reference", marks=pytest.mark.slow), "xla_blocked", "pallas_tpu"]
 
@@ -159,6 +159,48 @@ def test_empty_blocks_are_not_visited():
     (kernel,) = equations(trace["pallas_tpu"].jaxpr, "pallas_call")
     assert kernel.params["grid_mapping"].grid == (1, 2, blocks.num_visited)
     assert blocks.num_visited < 0.25 * blocks.num_query_blocks * blocks.num_key_blocks
+
+
+@pytest.mark.parametrize("start", [0, 250])
+def test_the_loop_ends_where_a_request_does(start):
+    """Keys past what a request holds may be NaN: the blocks they lie in are never read."""
+    shape = NamedShape(Shifted(causal(), 0), B=2, T=32, S=300)
+    inputs = make_inputs(shape)
+    end = -(-(start + shape.T) // 32) * 32  # of the last block that is visited
+    key, value = (np.where(np.arange(shape.S)[None, :, None, None] < end, x, np.nan) for x in inputs[1:3])
+    starts = [np.full(2, start, np.int32)]
+    run_with = functools.partial(xla_blocked.attend, shape.spec, block_q=16, block_k=32)
+    out, _ = jax.jit(run_with)(inputs.query, jnp.asarray(key), jnp.asarray(value), starts)
+    want, _ = jax.jit(functools.partial(reference.attend, shape.spec))(*inputs[:3], starts)
+    np.testing.assert_allclose(out, want, rtol=0, atol=5e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table(Score):
+    """A bias for each query, head and key, or for each head and key."""
+
+    read: Read
+
+    @property
+    def reads(self):
+        return (self.read,)
+
+    def evaluate(self, scores, head, q, k, look):
+        return scores + look(self.read)
+
+
+@pytest.mark.parametrize(("by", "shape"), [("head_key", (1, 4, 50)), ("head_pair", (2, 20, 4, 50))])
+def test_a_bias_may_be_an_array_by_head_and_key(by, shape):
+    bias = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    inputs = make_inputs(NamedShape(causal(), T=20, S=50))
+    spec = AttentionSpec(0.25, causal(), score=Table(Read(0, by)))
+    out, _ = jax.jit(functools.partial(xla_blocked.attend, spec, block_q=16, block_k=16))(*inputs[:3], [bias])
+    scores = 0.25 * np.einsum("btnh,bsnh->btns", inputs.query, np.repeat(inputs.key, 2, 2))
+    scores += bias[:, None] if by == "head_key" else bias
+    scores = np.where(np.tril(np.ones((20, 50), bool))[:, None], scores, -np.inf)
+    weights = np.asarray(jax.nn.softmax(scores, -1))
+    want = np.einsum("btns,bsnh->btnh", weights, np.repeat(inputs.value, 2, 2))
+    np.testing.assert_allclose(out, want, rtol=0, atol=5e-6)
 
 
 def test_what_the_kernel_holds_does_not_grow_with_the_length():

@@ -19,13 +19,14 @@ from passes.masks import (
     Offset,
     QueryRange,
     Segment,
+    Shifted,
     Tree,
     causal,
     window,
 )
 from passes.scores import Alibi
 
-LENGTHS, QUERY_SEGMENTS, KEY_SEGMENTS, FLAGS, TABLE, ANCESTORS, SLOPES = range(7)
+LENGTHS, QUERY_SEGMENTS, KEY_SEGMENTS, FLAGS, TABLE, ANCESTORS, SLOPES, STARTS = range(8)
 TABLE_BLOCK = (16, 128)
 
 
@@ -85,6 +86,8 @@ SHAPES: dict[str, NamedShape] = {
     "multi-query": NamedShape(_LAST, N=8, K=1),
     "one query head a KV head": NamedShape(_LAST, N=3, K=3),
     "decode": NamedShape(KeyLength(LENGTHS), T=1, N=8, K=2, S=260),
+    "behind what is cached": NamedShape(Shifted(causal(), STARTS), T=40, S=300),
+    "behind what is cached, window": NamedShape(Shifted(window(33), STARTS), T=40, S=300, has_sinks=True),
     "soft-cap": NamedShape(_LAST, soft_cap=3.0, has_sinks=True),
     "ALiBi": NamedShape(_LAST, alibi=True, soft_cap=20.0),
     "values of another width": NamedShape(_LAST, H=24, E=40),

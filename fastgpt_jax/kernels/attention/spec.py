@@ -91,7 +91,7 @@ def _check_leaves(spec: AttentionSpec, leaves: Sequence[Any], num_requests: int,
         if read.leaf >= len(leaves):
             raise ValueError(f"the mask or score function reads leaf {read.leaf}, and there are {len(leaves)} leaves")
         shape = tuple(leaves[read.leaf].shape)
-        rank = {"request": 1, "block": 3}.get(read.by, 2) + (read.word is not None)
+        rank = {"request": 1, "block": 3, "head_key": 3, "head_pair": 4}.get(read.by, 2) + (read.word is not None)
         if len(shape) != rank or shape[0] not in (1, num_requests):
             raise ValueError(
                 f"leaf {read.leaf} is read by {read.by}, so it must have {rank} axes, the first of 1 or "

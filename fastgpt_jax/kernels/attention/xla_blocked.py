@@ -2,7 +2,9 @@
 
 Memory grows with T plus S: scores exist for one pair of blocks at a time. The one idea: a loop over the visited pairs
 of a block list, whose trip count is known when it compiles, so that work left out is seen to be left out. Full blocks
-and partial ones have a loop each; only the second evaluates the mask. Arithmetic is float32.
+and partial ones have a loop each; only the second evaluates the mask. Where numbers of a request say more (how many
+keys there are, where its queries begin), the forward goes request by request and its loop ends where these say.
+Arithmetic is float32.
 
 The backward pass knows nothing of how the output was made: it makes weights again from `lse` (arXiv:2205.14135).
 """
@@ -30,6 +32,7 @@ from fastgpt_jax.kernels.attention.spec import (
     without_dead_keys,
 )
 from passes.block_lists import BlockList, block_list
+from passes.masks import All, Mask, Read, key_rule
 
 BLOCK_Q, BLOCK_K = 128, 128
 
@@ -67,11 +70,46 @@ def attend(
     check(spec, query, key, value, leaves, sinks)
     blocks = _blocks(spec, query.shape[1], key.shape[1], block_q, block_k)
 
+    key, value = (jax.vmap(functools.partial(_rows, blocks=blocks))(x) for x in (key, value))
+    if _is_bounded_at_run_time(blocks.rule):
+        return _one_by_one(spec, blocks, query, key, value, leaves, sinks)
+
     def one(query: Array, key: Array, value: Array, leaves: Sequence[Any]) -> tuple[Array, Array]:
-        return _attend_one(spec, blocks, query, key, value, leaves, sinks)
+        return _attend_one(spec, blocks, query, lambda j: (_block(key, j), _block(value, j)), leaves, sinks)
 
     mapped, leaves = over_requests(one, 3, leaves)
     return mapped(query, key, value, leaves)
+
+
+def _is_bounded_at_run_time(rule: Mask) -> bool:
+    """Whether numbers of a request may empty whole blocks."""
+    return any(read.by in ("request", "block") for read in rule.reads)
+
+
+def _one_by_one(
+    spec: AttentionSpec,
+    blocks: BlockList,
+    query: Array,
+    key: Array,
+    value: Array,
+    leaves: Sequence[Any],
+    sinks: Array | None,
+) -> Result:
+    """Maps over requests in turn: what each leaves out would be done for all of them if they went together."""
+    B = query.shape[0]
+    shared = [leaf.shape[0] == 1 for leaf in leaves]
+
+    def at(i: Any) -> tuple[Array, Array]:
+        def fetch(j: Any) -> tuple[Array, Array]:
+            return _at(key, i, j), _at(value, i, j)
+
+        own = [leaf[0] if is_shared else _block(leaf, i) for leaf, is_shared in zip(leaves, shared, strict=True)]
+        return _attend_one(spec, blocks, _block(query, i), fetch, own, sinks)
+
+    if B > 1:
+        return lax.map(at, jnp.arange(B, dtype=jnp.int32))
+    out, lse = at(0)
+    return out[None], lse[None]
 
 
 def _blocks(spec: AttentionSpec, T: int, S: int, block_q: int | None, block_k: int | None) -> BlockList:
@@ -93,6 +131,25 @@ def _key_blocks(x: Float[Array, "S K H"], blocks: BlockList) -> Array:
     num = blocks.num_key_blocks
     x = jnp.pad(x, ((0, num * blocks.block_k - S), (0, 0), (0, 0)))
     return x.reshape(num, blocks.block_k, K, H).transpose(0, 2, 1, 3)
+
+
+def _rows(x: Float[Array, "S K H"], blocks: BlockList) -> Array:
+    """`[number of blocks, block_k, K, H]`: the same elements in the same order."""
+    S, K, H = x.shape
+    num = blocks.num_key_blocks
+    return jnp.pad(x, ((0, num * blocks.block_k - S), (0, 0), (0, 0))).reshape(num, blocks.block_k, K, H)
+
+
+def _live_rows(
+    mask: Mask, blocks: BlockList, block: tuple[Array, Array], j: Array, leaves: Sequence[Any]
+) -> tuple[Array, Array]:
+    """One block of keys and values, rows that no query sees by the rule of keys made zero; see `without_dead_keys`."""
+    rule, (key, value) = key_rule(mask), block
+    if rule == All():
+        return block
+    k = j * blocks.block_k + jnp.arange(blocks.block_k, dtype=jnp.int32)
+    live = rule.contains(jnp.zeros((), jnp.int32), k, leaves)[:, None, None]
+    return jnp.where(live, key, jnp.zeros_like(key)), jnp.where(live, value, jnp.zeros_like(value))
 
 
 def _row_blocks(x: Float[Array, "N T"], blocks: BlockList, num_kv_heads: int, fill: float) -> Array:
@@ -119,6 +176,12 @@ def _block(x: Array, i: Array) -> Array:
     return lax.dynamic_index_in_dim(x, i, 0, keepdims=False)
 
 
+def _at(x: Array, i: Any, j: Any) -> Array:
+    """`x[i, j]`, read where it lies."""
+    start = (i, j, *[0] * (x.ndim - 2))
+    return lax.dynamic_slice(x, start, (1, 1, *x.shape[2:])).reshape(x.shape[2:])
+
+
 def _update(x: Array, i: Array, block: Array) -> Array:
     return lax.dynamic_update_index_in_dim(x, block, i, 0)
 
@@ -140,13 +203,47 @@ def _scores(
     return jnp.where(blocks.rule.contains(q, k, leaves), scores, -jnp.inf) if masked else scores
 
 
-def _over_pairs(blocks: BlockList, step: Callable[[Any, tuple[Array, Array], bool], Any], state: Any) -> Any:
-    """Runs `step(state, (query block, key block), masked)` over the full pairs, then over the partial ones."""
+def _over_pairs(
+    blocks: BlockList,
+    step: Callable[[Any, tuple[Array, Array], bool], Any],
+    state: Any,
+    leaves: Sequence[Any] | None = None,
+) -> Any:
+    """Runs `step(state, (query block, key block), masked)` over the full pairs, then over the partial ones.
+
+    Args:
+      leaves: Of one request, where they may leave out pairs.
+    """
     for masked, chosen in ((False, blocks.is_full), (True, ~blocks.is_full)):
-        if chosen.any():
-            pairs = jnp.asarray(blocks.query_blocks[chosen]), jnp.asarray(blocks.key_blocks[chosen])
-            state, _ = lax.scan(lambda state, at, masked=masked: (step(state, at, masked), None), state, pairs)
+        if not chosen.any():
+            continue
+        q, k = jnp.asarray(blocks.query_blocks[chosen]), jnp.asarray(blocks.key_blocks[chosen])
+        if masked and leaves is not None and _is_bounded_at_run_time(blocks.rule):
+            state = _over_live_pairs(blocks, step, state, (q, k), leaves)
+        else:
+            state, _ = lax.scan(lambda state, at, masked=masked: (step(state, at, masked), None), state, (q, k))
     return state
+
+
+def _over_live_pairs(
+    blocks: BlockList, step: Callable[..., Any], state: Any, pairs: tuple[Array, Array], leaves: Sequence[Any]
+) -> Any:
+    """Runs `step` over the pairs that a request's numbers leave something visible in, in the same order."""
+    q, k = pairs
+    q0, k0 = q * blocks.block_q, k * blocks.block_k
+    q1, k1 = jnp.minimum(q0 + blocks.block_q, blocks.num_q), jnp.minimum(k0 + blocks.block_k, blocks.num_k)
+
+    def look(read: Read) -> Any:
+        if read.by == "request":
+            return read.of(leaves[read.leaf], None, None)
+        if read.by == "block" and not (read.block[0] % blocks.block_q or read.block[1] % blocks.block_k):
+            return read.of(leaves[read.leaf], q0, k0)
+        return None
+
+    possible = jnp.broadcast_to(blocks.rule.block(q0, q1, k0, k1, look)[0], q.shape)
+    order = jnp.argsort(~possible, stable=True)
+    q, k = q[order], k[order]
+    return lax.fori_loop(0, possible.sum(), lambda p, state: step(state, (q[p], k[p]), True), state)
 
 
 # --------------------------------------------------------------------------------------- forward
@@ -154,24 +251,26 @@ def _attend_one(
     spec: AttentionSpec,
     blocks: BlockList,
     query: Float[Array, "T N H"],
-    key: Float[Array, "S K H"],
-    value: Float[Array, "S K E"],
+    fetch: Callable[[Any], tuple[Array, Array]],
     leaves: Sequence[Any],
     sinks: Array | None,
 ) -> tuple[Array, Array]:
-    T, N, K = query.shape[0], query.shape[1], key.shape[1]
-    key, value = without_dead_keys(spec.mask, key, value, leaves)
-    queries, keys, values = _query_blocks(query, blocks, K), _key_blocks(key, blocks), _key_blocks(value, blocks)
+    """One request, whose block j of keys and values `fetch(j)` gives, `[block_k, K, H]` and `[block_k, K, E]`."""
+    T, N = query.shape[:2]
+    K, E = (jax.eval_shape(fetch, 0)[i].shape[axis] for i, axis in ((0, 1), (1, 2)))
+    queries = _query_blocks(query, blocks, K)
 
     def step(state: tuple[Array, Array, Array], at: tuple[Array, Array], masked: bool) -> tuple[Array, Array, Array]:
         (i, j), (tops, totals, sums) = at, state
-        scores = _scores(spec, blocks, _block(queries, i), _block(keys, j), leaves, at, masked)
+        # Rows are laid out by head here, so that those of blocks that are left out are never touched.
+        k_block, v_block = (x.transpose(1, 0, 2) for x in _live_rows(spec.mask, blocks, fetch(j), j, leaves))
+        scores = _scores(spec, blocks, _block(queries, i), k_block, leaves, at, masked)
         old = _block(tops, i)
         top = jnp.maximum(old, scores.max(axis=-1))
         finite = jnp.where(top == -jnp.inf, 0.0, top)  # where nothing is visible yet
         weights, shrink = jnp.exp(scores - finite[..., None]), jnp.exp(old - finite)
         total = _block(totals, i) * shrink + weights.sum(axis=-1)
-        mixed = _block(sums, i) * shrink[..., None] + _dot("kgqs,kse->kgqe", weights, _block(values, j))
+        mixed = _block(sums, i) * shrink[..., None] + _dot("kgqs,kse->kgqe", weights, v_block)
         return _update(tops, i, top), _update(totals, i, total), _update(sums, i, mixed)
 
     # A sink is a key that is seen before all others and has no value.
@@ -180,8 +279,8 @@ def _attend_one(
     if sinks is not None:
         tops = jnp.broadcast_to(sinks.astype(jnp.float32).reshape(1, K, N // K, 1), rows)
     totals = jnp.where(tops == -jnp.inf, 0.0, jnp.ones(rows, jnp.float32))
-    sums = jnp.zeros((*rows, value.shape[-1]), jnp.float32)
-    tops, totals, sums = _over_pairs(blocks, step, (tops, totals, sums))
+    sums = jnp.zeros((*rows, E), jnp.float32)
+    tops, totals, sums = _over_pairs(blocks, step, (tops, totals, sums), leaves)
     divisor = jnp.where(totals == 0, 1.0, totals)
     lse = jnp.where(totals == 0, -jnp.inf, jnp.log(divisor) + tops)
     out = _from_query_blocks(sums / divisor[..., None], T).astype(query.dtype)
