@@ -102,15 +102,18 @@ class SamplingParams:
 
 
 _NUMBERS = {
-    "temperature": (0.0, math.inf, "a finite number of at least 0"),
+    "temperature": (0.0, 1e6, "between 0 and 1000000"),
     "top_p": (math.ulp(0.0), 1.0, "above 0 and at most 1"),
     "min_p": (0.0, 1.0, "between 0 and 1"),
     "typical_p": (math.ulp(0.0), 1.0, "above 0 and at most 1"),
     "presence_penalty": (-2.0, 2.0, "between -2 and 2"),
     "frequency_penalty": (-2.0, 2.0, "between -2 and 2"),
-    "repetition_penalty": (math.ulp(0.0), math.inf, "a finite number above 0"),
+    "repetition_penalty": (1e-3, 1e3, "between 0.001 and 1000"),
 }
-"""Name -> lowest value, highest value, the range in words."""
+"""Name -> lowest value, highest value, the range in words.
+
+Past these, float32 makes infinities of logits and NaN of forbidden ones, which were then drawn.
+"""
 
 _INTEGERS = {
     "n": (1, False),

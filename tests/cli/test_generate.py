@@ -97,7 +97,7 @@ def test_an_empty_file_holds_no_prompt(tool, tmp_path):
         (("--prompt_ids", "1,x"), "must be whole numbers"),
         (("--prompt_ids", ""), "the prompt is empty"),
         (("--prompt_ids", "99"), "token id 99 is outside the vocabulary of 32"),
-        (("--prompt_ids", "1", "--temperature", "nan"), "temperature must be a finite number of at least 0, got nan"),
+        (("--prompt_ids", "1", "--temperature", "nan"), "temperature must be between 0 and 1000000, got nan"),
         (("--prompt_ids", "1", "--top_p", "2"), "top_p must be above 0 and at most 1"),
         (("--prompt_ids", "1", "--max_num_seqs", "-1"), "--max_num_seqs must be at least 1, got -1"),
         (("--prompt_ids", "1", "--max_num_seqs", "0"), "--max_num_seqs must be at least 1, got 0"),

@@ -207,3 +207,22 @@ def test_banned_tokens_can_be_allowed_again():
     assert sample_rows(row[None], table.take([0])).ids[0] == np.argsort(-row)[1]
     table.allow_all(0)
     assert sample_rows(row[None], table.take([0])).ids[0] == np.argmax(row)
+
+
+EXTREMES = [
+    {"temperature": 1e6},
+    {"temperature": 1e-4, "repetition_penalty": 1e-3},
+    {"repetition_penalty": 1e3, "min_p": 1e-300},
+    {"top_p": 5e-324, "typical_p": 5e-324, "top_k": 2**62},
+    {"temperature": 0.0, "repetition_penalty": 1e-3, "logit_bias": {3: 100.0, 35: -100.0}},
+]
+
+
+@pytest.mark.parametrize("extremes", EXTREMES, ids=str)
+def test_a_forbidden_token_is_never_drawn_at_the_ends_of_the_ranges(extremes):
+    banned = range(30)
+    inputs = inputs_for(SamplingParams(**extremes), [1, 2], [3], banned, num_rows=8, vocab_size=WIDE_VOCAB)
+    for seed in range(4):
+        logits = np.random.default_rng(seed).normal(size=(8, VOCAB)).astype(np.float32) * 20
+        logits[:, 3] = 0.0
+        assert not set(sample_rows(logits, inputs).ids.tolist()) & set(banned)
