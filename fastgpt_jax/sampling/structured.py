@@ -53,7 +53,7 @@ class StructuredCompiler:
           eos_ids: Tokens that end a text; they are allowed where the form may end.
         """
         self.vocab_size = vocab_size
-        self.eos_ids = frozenset(eos_ids)
+        self.eos_ids = frozenset(token_id for token_id in eos_ids if token_id < vocab_size)
         self._tokenizer = tokenizer
         self._max_cached = max_cached
         self._deadline_s = deadline_s
@@ -160,7 +160,7 @@ class StructuredOutput:
         return self._bits
 
     def accept(self, token_id: int) -> None:
-        """Takes the next token of the text; one that is not allowed makes the request fail."""
+        """Takes the next token of the text; one that is not allowed, or that nothing may follow, makes it fail."""
         if self.is_terminated:
             return
         self._bits = None
@@ -172,7 +172,9 @@ class StructuredOutput:
             self._fail(self._matcher.get_error() or f"token {token_id} is not allowed here")
         else:
             self.is_terminated = self._matcher.is_stopped()
-            if self.is_terminated and not self._matcher.is_accepting():
+            if not self.is_terminated:
+                self.bitmask()  # a text that cannot go on fails here, and not with a token that was never allowed
+            elif not self._matcher.is_accepting():
                 self._fail(self._matcher.get_error() or str(self._matcher.stop_reason()))
 
     def _fail(self, message: str) -> None:
