@@ -71,6 +71,8 @@ class PassRecord:
 
     Attributes:
       detail: The pass's settings, such as a quantization scheme; empty where it has none.
+      remarks: What nearly matched, and why it did not.
+      notes: What was decided, and why: which kernel runs an operation, and why each other one does not.
       change: Of the whole model by this pass, where that was asked for.
     """
 
@@ -84,6 +86,7 @@ class PassRecord:
     flops: tuple[int, int]
     nbytes: tuple[int, int]
     remarks: tuple[str, ...]
+    notes: tuple[str, ...]
     change: OutputChange | None
 
 

@@ -406,6 +406,7 @@ def _pass_record(statistics: PassStatistics, change: OutputChange | None) -> Pas
         flops=(before.flops, after.flops),
         nbytes=(before.bytes, after.bytes),
         remarks=tuple(map(str, statistics.result.remarks[:_MAX_REMARKS])),
+        notes=tuple(dict.fromkeys(map(str, statistics.result.notes)))[:_MAX_REMARKS],
         change=change,
     )
 

@@ -50,7 +50,7 @@ class Stage:
 
     Attributes:
       name: Of the pass; `derived` before the first.
-      made: Rewrites that it reports, with how often each was made.
+      made: Rewrites and decisions that it reports, with how often each was made.
       missed: What nearly matched, and why it did not.
       listing: None where only counts are known, as of an artifact.
     """
@@ -177,8 +177,9 @@ def xray_artifact(manifest: Manifest, machine: Machine) -> XRay:
     first = record.passes[0] if record.passes else None
     stages = [] if first is None else [Stage(DERIVED, "", 0.0, 0, (), (), *_counts(first, 0), None)]
     for run in record.passes:
+        made = tuple((note, 1) for note in run.notes)
         stages.append(
-            Stage(run.name, run.numerics, run.seconds, run.matched, (), run.remarks, *_counts(run, 1), listing=None)
+            Stage(run.name, run.numerics, run.seconds, run.matched, made, run.remarks, *_counts(run, 1), listing=None)
         )
     notes = ("an artifact holds no forward: inspect the model that it was compiled from to see its masks",)
     return XRay(
@@ -260,7 +261,7 @@ def _state_of(op: Op) -> Any:
 
 
 def _stage(run: PassStatistics, listing: Listing) -> Stage:
-    made = Counter(map(str, run.result.rewrites))
+    made = Counter(map(str, (*run.result.rewrites, *run.result.notes)))
     missed = tuple(dict.fromkeys(map(str, run.result.remarks)))
     return Stage(
         run.name,
