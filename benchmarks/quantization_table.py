@@ -13,24 +13,29 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 import fastgpt_jax
-import passes
 from fastgpt_jax.artifact.entry_points import EntryPointKey
 from fastgpt_jax.checkpoint import load_model
 from fastgpt_jax.compiler.compile import Compiled
 from fastgpt_jax.compiler.compile import compile as compile_model
 from fastgpt_jax.compiler.config import CompileConfig
-from fastgpt_jax.compiler.quantization import make_pipeline
+from fastgpt_jax.compiler.quality import (
+    LogProbs,
+    Quality,
+    Windows,
+    compare,
+    cut_windows,
+    log_probs,
+    pad_windows,
+    trace_logits,
+)
 from fastgpt_jax.engine.llm import LLM
-from fastgpt_jax.sampling.step_io import StepInputs
 from passes.manager import PassOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,26 +61,13 @@ SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A setting on a text: bytes of all weights with scales, of a token's cache, and distances in nats."""
+    """A setting on a text: bytes of all weights with scales, of a token's cache, and distances."""
 
     setting: str
     text: str
-    num_tokens: int
     weight_bytes: int
     cache_bytes_a_token: int
-    mean_kld: float
-    kld_999: float
-    same_top1: float
-    perplexity: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """Token ids `[R, T]`, each row a text of its own, padded past its count."""
-
-    name: str
-    tokens: np.ndarray
-    counts: np.ndarray
+    quality: Quality
 
 
 def compiled_as(setting: str, model: Any) -> Compiled:
@@ -91,7 +83,7 @@ def compiled_as(setting: str, model: Any) -> Compiled:
     return compile_model(model, config=config)
 
 
-def texts(model: Any, exact: Compiled) -> list[Text]:
+def texts(model: Any, exact: Compiled) -> dict[str, Windows]:
     """What the float32 model writes at temperature 1, seeds 0 to 63, and the beginning of WikiText-2's validation."""
     bos = model.tokenizer.bos_token_id
     sampling = [
@@ -102,72 +94,24 @@ def texts(model: Any, exact: Compiled) -> list[Text]:
     wanted = NUM_TEXTS * (NUM_TOKENS - 1)
     text = WIKITEXT.read_text(encoding="utf-8")[: wanted * 8]
     ids = [i for i in model.tokenizer.encode(text) if i != bos][:wanted]
-    windows = [[bos, *ids[i : i + NUM_TOKENS - 1]] for i in range(0, wanted, NUM_TOKENS - 1)]
-    return [_text("stories", stories), _text("wikitext2-valid", windows)]
+    return {"stories": pad_windows(stories, NUM_TOKENS), "wikitext2-valid": cut_windows(ids, NUM_TOKENS, bos)}
 
 
-def _text(name: str, rows: Sequence[Sequence[int]]) -> Text:
-    tokens = np.zeros((len(rows), NUM_TOKENS), np.int32)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[: len(ids)] = ids
-    return Text(name, tokens, np.array([len(ids) for ids in rows], np.int32))
+def served(compiled: Compiled) -> LogProbs:
+    """The served step over whole texts, rewritten as it is when it serves."""
+    graph = trace_logits(compiled.program, compiled.store.paths, NUM_ROWS, NUM_TOKENS)
+    compiled.manager.run(graph)
+    return log_probs(graph, compiled.leaves)
 
 
-def served_logits(compiled: Compiled) -> Callable[[np.ndarray, np.ndarray], Any]:
-    """The log-probabilities `[R, T, V]` of the served step, rewritten as it is when it serves."""
-    program, store = compiled.program, compiled.store
-
-    def step(params: dict[str, Any], tokens: Any, counts: Any) -> Any:
-        slots = jnp.arange(NUM_ROWS, dtype=jnp.int32)
-        num_pages = compiled.layout.pages_per_request(compiled.max_model_len)
-        inputs = StepInputs(
-            tokens=tokens.reshape(-1),
-            num_new=counts,
-            page_table=slots[:, None] * num_pages + jnp.arange(num_pages, dtype=jnp.int32),
-            cache_len=jnp.zeros(NUM_ROWS, jnp.int32),
-            slots=slots,
-            targets=jnp.zeros(tokens.size, jnp.int32),
-        )
-        leaves = [params[path] for path in store.paths]
-        logits, _ = program.logits(leaves, program.init_state(), inputs, last_row=False)
-        return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-
-    config = compiled.config
-    pipeline = make_pipeline(config.pipeline, config.quantization, config.quantization_rules)
-    registry = {entry.name: entry for entry in pipeline}
-    names = ",".join(entry.name for entry in pipeline)
-    run = jax.jit(passes.apply(step, names, registry=registry, options=config.pass_options))
-    params = {path: store[path] for path in store.paths}
-    return lambda tokens, counts: run(params, tokens, counts)
-
-
-def batches(text: Text, run: Callable[[np.ndarray, np.ndarray], Any]) -> Iterator[np.ndarray]:
-    """Log-probabilities of the valid positions, a batch at a time."""
-    for i in range(0, NUM_TEXTS, NUM_ROWS):
-        found = np.asarray(run(text.tokens[i : i + NUM_ROWS], text.counts[i : i + NUM_ROWS]))
-        yield found[np.arange(NUM_TOKENS) < text.counts[i : i + NUM_ROWS, None]]
-
-
-def measure(setting: str, compiled: Compiled, text: Text, exact: np.ndarray) -> Row:
-    """Compares one setting with the exact log-probabilities of a text."""
-    found = np.concatenate(list(batches(text, served_logits(compiled))))
-    kld = np.sum(np.exp(exact) * (exact - found), axis=-1)
-    is_valid = np.arange(NUM_TOKENS) < text.counts[:, None]
-    following = np.where(np.arange(1, NUM_TOKENS + 1) < text.counts[:, None], np.roll(text.tokens, -1, 1), -1)[is_valid]
-    scored = following >= 0
-    loss = -np.mean(found[scored, following[scored]])
+def measure(setting: str, compiled: Compiled, found: Mapping[str, Windows], exact: LogProbs) -> Iterator[Row]:
+    """Compares one setting with the exact model, a row a text."""
     names = {n for key in _keys() for n in compiled.trace(key).weights}
-    return Row(
-        setting,
-        text.name,
-        len(found),
-        sum(compiled.store[name].nbytes for name in names),
-        compiled.layout.bytes_per_token,
-        float(np.mean(kld)),
-        float(np.quantile(kld, 0.999)),
-        float(np.mean(exact.argmax(-1) == found.argmax(-1))),
-        float(np.exp(loss)),
-    )
+    weight_bytes = sum(compiled.store[name].nbytes for name in names)
+    run = served(compiled)
+    for text, windows in found.items():
+        (quality,) = compare(exact, [run], windows, NUM_ROWS)
+        yield Row(setting, text, weight_bytes, compiled.layout.bytes_per_token, quality)
 
 
 def _keys() -> list[EntryPointKey]:
@@ -185,29 +129,27 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     for name in dict.fromkeys(row.text for row in rows):
         of_text = [row for row in rows if row.text == name]
         yield ""
-        yield f"**{name}**, {of_text[0].num_tokens} tokens"
+        yield f"**{name}**, {of_text[0].quality.num_tokens} tokens"
         yield ""
         yield "| | weight bytes | cache bytes a token | mean KLD | 99.9% KLD | same top-1 | perplexity |"
         yield "|---|---|---|---|---|---|---|"
         for row in of_text:
             yield (
-                f"| {row.setting} | {row.weight_bytes:,} | {row.cache_bytes_a_token:,} | {row.mean_kld:.6f} | "
-                f"{row.kld_999:.4f} | {row.same_top1:.2%} | {row.perplexity:.3f} |"
+                f"| {row.setting} | {row.weight_bytes:,} | {row.cache_bytes_a_token:,} | {row.quality.mean_kld:.6f} | "
+                f"{row.quality.kld_999:.4f} | {row.quality.same_top1:.2%} | {row.quality.perplexity:.3f} |"
             )
 
 
 def main(wanted: Sequence[str]) -> None:
     model = load_model(MODEL)
     exact = compiled_as("float32", model)
-    found = texts(model, exact)
-    reference = {text.name: np.concatenate(list(batches(text, served_logits(exact)))) for text in found}
+    found, reference = texts(model, exact), served(exact)
     rows = []
     for setting in wanted or SETTINGS:
         start = time.perf_counter()
-        compiled = compiled_as(setting, model)
-        for text in found:
-            rows.append(measure(setting, compiled, text, reference[text.name]))
-            print(json.dumps(dataclasses.asdict(rows[-1])), flush=True)
+        for row in measure(setting, compiled_as(setting, model), found, reference):
+            rows.append(row)
+            print(json.dumps(dataclasses.asdict(row)), flush=True)
         print(f"{setting}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     if not wanted:
         rows.sort(key=lambda row: row.text)

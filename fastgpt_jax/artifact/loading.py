@@ -106,6 +106,10 @@ class ServedArtifact:
         return self.manifest.model.min_first_chunk
 
     @property
+    def hidden_size(self) -> int:
+        return self.manifest.model.hidden_size
+
+    @property
     def buckets(self) -> Buckets:
         return self.manifest.buckets
 

@@ -183,12 +183,14 @@ class ModelRecord:
 
     Attributes:
       digest: Of all its weights.
+      hidden_size: Numbers of a row of `StepOutputs.hidden`; 0 where there are none.
       notes: Choices that were fixed when it was compiled, such as which factors of a rope scaling.
     """
 
     name: str
     digest: str
     vocab_size: int
+    hidden_size: int
     max_model_len: int
     max_num_seqs: int
     max_logprobs: int

@@ -141,6 +141,7 @@ def build_artifact(
                 name=name,
                 digest=digest_bytes("".join(digest for file in files for digest in file.sha256).encode()),
                 vocab_size=compiled.vocab_size,
+                hidden_size=compiled.hidden_size,
                 max_model_len=compiled.max_model_len,
                 max_num_seqs=compiled.max_num_seqs,
                 max_logprobs=compiled.max_logprobs,

@@ -96,6 +96,11 @@ class Compiled:
         return self.certificate.min_first_chunk
 
     @property
+    def hidden_size(self) -> int:
+        """Numbers of a row of `StepOutputs.hidden`; 0 where the model does not end in a vocabulary projection."""
+        return self.program.plan.hidden_size
+
+    @property
     def layout(self) -> CacheLayout:
         return self.program.layout()
 

@@ -119,23 +119,24 @@ class Program:
         *,
         last_row: bool,
         widening: Widening = SAME,
-    ) -> tuple[Any, CacheState]:
+    ) -> tuple[Any, Any, CacheState]:
         """Runs the model part of a step.
 
         Args:
           leaves: Parameters in the order of the graph's inputs.
           last_row: Make logits for the last valid row of each request only.
 
-        Returns: Logits `[R, T / R or 1, V]` and the state after the step.
+        Returns: Logits `[R, T / R or 1, V]`, what the vocabulary projection reads in each last valid row `[R, D]`, and
+          the state after the step.
         """
         num_rows = inputs.num_new.shape[0]
         tokens = jnp.asarray(inputs.tokens).reshape(num_rows, -1)
         slots = jnp.asarray(inputs.slots)
         params = dict(zip(self.graph.inputs[:-1], leaves, strict=True))
 
-        def one(tokens: Any, start: Any, count: Any, pages: Any, own: list[Any]) -> tuple[Any, list[Any], list[Any]]:
+        def one(tokens: Any, start: Any, count: Any, pages: Any, own: list[Any]) -> tuple[Any, ...]:
             request = emit.Request(tokens, start, count, pages)
-            logits, pools, after = emit.run(
+            logits, hidden, pools, after = emit.run(
                 self.plan,
                 params,
                 request,
@@ -146,17 +147,17 @@ class Program:
                 unroll=self.unroll,
                 row_format=self.row_format,
             )
-            return logits[0], [pools[s] for s in self.kv_states], [after[s] for s in self.own_states]
+            return logits[0], hidden, [pools[s] for s in self.kv_states], [after[s] for s in self.own_states]
 
         own = [x[slots] for x in state.own]
-        logits, pools, after = jax.vmap(one, out_axes=(0, None, 0))(
+        logits, hidden, pools, after = jax.vmap(one, out_axes=(0, 0, None, 0))(
             tokens, inputs.cache_len, inputs.num_new, self._all_pages(inputs.page_table), own
         )
         target = jnp.where(jnp.asarray(inputs.num_new) > 0, slots, self.num_slots)
         kept = [
             old.at[target].set(new.astype(old.dtype), mode="drop") for old, new in zip(state.own, after, strict=True)
         ]
-        return logits, CacheState(pools, kept)
+        return logits, hidden, CacheState(pools, kept)
 
     def _all_pages(self, page_table: Any) -> Any:
         """The page table up to the graph's capacity, which may lie beyond the longest request: read and masked."""
@@ -181,15 +182,16 @@ class Program:
           whole: The sharding of an array that is whole on every device, where there are several. Logits cut by
             vocabulary are gathered once before sampling, since each sort and sum over them would exchange them anew.
         """
-        logits, state = self.logits(leaves, state, inputs, last_row=not score)
+        logits, hidden, state = self.logits(leaves, state, inputs, last_row=not score)
         last = logits[:, 0] if not score else _last_rows(logits, inputs.num_new)
         last = last if whole is None else jax.lax.with_sharding_constraint(last, whole)
         outputs = _SAMPLERS[variant](last.astype(jnp.float32), sampler, max_logprobs)
+        outputs = dataclasses.replace(outputs, hidden=hidden.astype(jnp.float32))
         if not score:
             return outputs, state
         flat = logits.reshape(-1, logits.shape[-1]).astype(jnp.float32)
         scored = score_targets(flat, jnp.asarray(inputs.targets), max_logprobs)
-        return _with_score(outputs, scored), state
+        return dataclasses.replace(outputs, score=scored), state
 
 
 def make_program(
@@ -226,7 +228,3 @@ def make_program(
 def _last_rows(logits: Any, num_new: Any) -> Any:
     index = jnp.maximum(jnp.asarray(num_new) - 1, 0)
     return jnp.take_along_axis(logits, index[:, None, None], axis=1)[:, 0]
-
-
-def _with_score(outputs: StepOutputs, score: Any) -> StepOutputs:
-    return dataclasses.replace(outputs, score=score)

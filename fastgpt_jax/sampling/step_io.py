@@ -65,11 +65,16 @@ class ScoreOutputs:
     top_logprobs: Float32[Array | np.ndarray, "T K"]
 
 
+def _no_hidden() -> np.ndarray:
+    """What a sampler says of hidden values, which it never sees."""
+    return np.zeros((0, 0), np.float32)
+
+
 @no_type_check  # tree utilities rebuild it around shapes, specs and placeholders
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepOutputs:
-    """The token sampled for each request after its last valid row. Rows of idle requests hold anything.
+    """The token sampled for each row after its last valid token. Idle rows hold anything.
 
     Attributes:
       ids: Sampled tokens.
@@ -78,6 +83,8 @@ class StepOutputs:
       top_ids: The K most likely tokens under the model, most likely first.
       top_logprobs: Their log-probabilities.
       full_sorts: Times a row needed the exact fallback over the whole vocabulary.
+      hidden: What the vocabulary projection reads in each row's last valid token; D is 0 where the model's last
+        operation is no such projection.
       score: Log-probabilities of `StepInputs.targets`, where they were asked for.
     """
 
@@ -87,4 +94,5 @@ class StepOutputs:
     top_ids: Int32[Array | np.ndarray, "R K"]
     top_logprobs: Float32[Array | np.ndarray, "R K"]
     full_sorts: Int32[Array | np.ndarray, " R"]
+    hidden: Float32[Array | np.ndarray, "R D"] = dataclasses.field(default_factory=_no_hidden)
     score: ScoreOutputs | None = None

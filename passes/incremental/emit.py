@@ -166,7 +166,7 @@ def run(
     widening: Widening = SAME,
     unroll: bool = False,
     row_format: RowFormat | None = None,
-) -> tuple[Any, dict[State, Any], dict[State, Any]]:
+) -> tuple[Any, Any, dict[State, Any], dict[State, Any]]:
     """Runs the step for one request.
 
     Args:
@@ -177,32 +177,40 @@ def run(
       unroll: Write layer loops out instead of scanning (faster on CPU).
       row_format: How rows of caches are stored; None as they are.
 
-    Returns: The first output in the rows of the new tokens (or the last), the pools, and the request's own state.
+    Returns: The first output in the rows of the new tokens (or the last), what its last product reads in the last valid
+      row, flat (empty where there is no such product), the pools, and the request's own state.
     """
     memory = Memory(dict(pools), dict(own), dict(own))
     wide = {v: widening.array(x) for v, x in inputs.items()}
     context = Context(plan, wide, request, memory, widening, unroll, row_format)
     if last_row:
-        out = _last_row(context)
+        out, row = _last_row(context)
     else:
-        (out,) = run_frame(context, plan.frame, plan.order[plan.frame], [plan.output])
-    return out, memory.pools, {s: memory.after[s] for s in own}
+        out, hidden = run_frame(context, plan.frame, plan.order[plan.frame], [plan.output, plan.hidden])
+        row = _last_valid(context, hidden)
+    row = row.reshape(-1) if plan.head else jnp.zeros(0, row.dtype)
+    return out, row, memory.pools, {s: memory.after[s] for s in own}
 
 
-def _last_row(ctx: Context) -> Any:
-    """The logits of the last valid row, made from that row of the hidden values alone."""
+def _last_row(ctx: Context) -> tuple[Any, Any]:
+    """The logits of the last valid row, and that row of the hidden values, from which alone they are made."""
     plan = ctx.plan
     order = plan.frame.order([plan.hidden])
     (hidden,) = run_frame(ctx, plan.frame, order, [plan.hidden])
-    (dim,) = plan.times.dims(plan.hidden.value)
-    last = jnp.maximum(ctx.count - 1, 0)
-    row = lax.dynamic_slice_in_dim(hidden, last, 1, axis=dim)
+    row = _last_valid(ctx, hidden)
     if not plan.head:
-        return row
+        return row, row
+    last = jnp.maximum(ctx.count - 1, 0)
     token = lax.dynamic_slice_in_dim(ctx.request.tokens, last, 1)
     request = Request(token, ctx.start + last, jnp.ones_like(ctx.count), ctx.request.pages)
     (logits,) = run_frame(replace(ctx, request=request), plan.frame, plan.head, [plan.output], {plan.hidden: row})
-    return logits
+    return logits, row
+
+
+def _last_valid(ctx: Context, hidden: Any) -> Any:
+    """The last valid row of the hidden values."""
+    (dim,) = ctx.plan.times.dims(ctx.plan.hidden.value)
+    return lax.dynamic_slice_in_dim(hidden, jnp.maximum(ctx.count - 1, 0), 1, axis=dim)
 
 
 def run_frame(

@@ -7,6 +7,7 @@ demands it is made from and a function that makes it. A graph or loop body is a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,3 +138,9 @@ class Plan:
     def capacity(self) -> int:
         """The largest number of tokens of a request."""
         return self.times.long
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers of a row of `hidden`; 0 where there is no product behind it."""
+        value = self.hidden.value
+        return math.prod(value.shape) // value.shape[self.times.dims(value)[0]] if self.head else 0

@@ -84,7 +84,8 @@ class Derived:
         """Logits f32 [2, T, V] of the derived step, batched, from poisoned memory; NaN where a row was never served."""
 
         def step(leaves: Any, state: CacheState, inputs: StepInputs) -> tuple[Any, CacheState]:
-            return self.program.logits(leaves, state, inputs, last_row=False)
+            logits, _, state = self.program.logits(leaves, state, inputs, last_row=False)
+            return logits, state
 
         run, state = zoo.quick_jit(step, donate_argnums=1), poisoned(self.program.init_state())
         leaves = jax.tree.leaves(self.params)

@@ -11,17 +11,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fastgpt_jax import CompileConfig
 from fastgpt_jax.checkpoint import GenerationDefaults, LoadedModel
+from fastgpt_jax.compiler.capture import as_forward, capture
 from fastgpt_jax.compiler.compile import Compiled
 from fastgpt_jax.compiler.compile import compile as compile_model
 from fastgpt_jax.compiler.program import Program, make_program
 from fastgpt_jax.errors import UserError
-from fastgpt_jax.models import Mistral, MistralConfig
+from fastgpt_jax.models import GPT2, Gemma, GemmaConfig, GPT2Config, Mistral, MistralConfig
 from fastgpt_jax.sampling.step_io import StepInputs, StepOutputs
+from passes.incremental.derive import derive
 from tests.compiler import zoo
 from tests.compiler.serving import PAGE_SIZE, derive_model, poisoned
 from tests.filled_model import make_filled_model
@@ -108,7 +111,7 @@ def test_rows_of_one_request_and_shared_pages_give_the_logits_of_the_forward(nam
     requests = make_requests(31)
     full = derived.full_logits(requests)
     leaves = jax.tree.leaves(derived.params)
-    run = zoo.quick_jit(lambda s, i: program.logits(leaves, s, i, last_row=False), donate_argnums=0)
+    run = zoo.quick_jit(lambda s, i: program.logits(leaves, s, i, last_row=False)[::2], donate_argnums=0)
     pages = make_page_table(layout.pages_per_request(model.capacity), program.num_pages)
     with zoo.jax_defaults():
         found: list[tuple[Part, np.ndarray]] = serve(run, poisoned(program.init_state()), requests, pages)
@@ -123,6 +126,28 @@ def test_programs_that_carry_state_take_a_request_once_a_step(model: zoo.ZooMode
     assert derive_model(model).program.layout().form == "rectangular"
 
 
+GPT2_CONFIG = GPT2Config(
+    vocab_size=31,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    max_position_embeddings=32,
+)
+GEMMA = GemmaConfig(
+    vocab_size=31,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=4,
+    max_position_embeddings=32,
+    local_layers=(True, False),
+    sliding_window=6,
+    query_pre_attn_scalar=4.0,
+    final_logit_softcapping=30.0,
+)
 MISTRAL = MistralConfig(
     vocab_size=31,
     hidden_size=16,
@@ -189,3 +214,48 @@ def test_pages_that_do_not_hold_a_request_are_refused():
     program = derive_model(next(m for m in zoo.SERVED if m.name == "mha")).program
     with pytest.raises(UserError, match="^num_pages must be at least 4, the pages of 8 tokens .* 32 tokens .* got 3"):
         make_program(program.graph, program.plan, num_slots=2, unroll=True, page_size=8, num_pages=3)
+
+
+@pytest.mark.parametrize("last_row", [True, False])
+def test_hidden_is_what_the_vocabulary_projection_reads_in_the_last_valid_token(last_row: bool):
+    (model,) = [m for m in zoo.SERVED if m.name == "mha"]
+    derived = derive_model(model)
+    program = enlarged(derived.program)
+    requests = make_requests(31)
+    pages = make_page_table(program.layout().pages_per_request(model.capacity), program.num_pages)
+    run = zoo.quick_jit(lambda s, i: program.logits(jax.tree.leaves(derived.params), s, i, last_row=last_row))
+    with zoo.jax_defaults():
+        logits, hidden, _ = run(poisoned(program.init_state()), make_inputs(STEPS[0], requests, pages))
+    assert hidden.shape == (NUM_ROWS, program.plan.hidden_size)
+    unembed = np.asarray(derived.params["unembed"])
+    for row, part in enumerate(STEPS[0]):
+        last = 0 if last_row else part.stop - part.start - 1
+        np.testing.assert_allclose(hidden[row] @ unembed, logits[row, last], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "config", "hidden_size"),
+    [
+        (GPT2, GPT2_CONFIG, 16),
+        (Gemma, GEMMA, 16),  # capped logits
+    ],
+)
+def test_hidden_is_found_behind_tied_heads_and_caps(module: Any, config: Any, hidden_size: int):
+    forward, params = as_forward(make_filled_model(module, config), None)
+    captured = capture(forward, params, 24)
+    plan = derive(captured.graph, captured.times, captured.token_input)
+    assert plan.hidden_size == hidden_size
+
+
+def test_a_model_without_a_vocabulary_projection_has_no_hidden():
+    def count_tokens(params: Any, tokens: Any) -> Any:
+        return jnp.cumsum(jax.nn.one_hot(tokens, 31), axis=1) * params
+
+    captured = capture(count_tokens, jnp.ones(31), 24)
+    plan = derive(captured.graph, captured.times, captured.token_input)
+    program = make_program(captured.graph, plan, num_slots=4, unroll=True)
+    inputs = make_inputs([Part(0, 0, 3)], make_requests(31), np.zeros((1, 1), np.int32))
+    _, hidden, _ = jax.eval_shape(
+        lambda s: program.logits([jnp.ones(31)], s, inputs, last_row=True), program.init_state()
+    )
+    assert plan.hidden_size == 0 and hidden.shape == (NUM_ROWS, 0)
