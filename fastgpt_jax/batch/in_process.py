@@ -6,7 +6,6 @@ no field is read, checked or answered in two ways.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import httpx
@@ -15,8 +14,7 @@ from fastgpt_jax.batch.job import Response
 from fastgpt_jax.batch.requests import BatchRequest
 from fastgpt_jax.errors import UserError
 
-MAX_WAIT_S = 5.0
-_BUSY, _STOPPED = 429, 503
+UNAVAILABLE = 503
 
 
 class InProcess:
@@ -33,15 +31,14 @@ class InProcess:
         await self._client.aclose()
 
     async def __call__(self, request: BatchRequest) -> Response:
-        """Answers a request; one that finds the engine busy waits for its turn.
+        """Answers a request.
 
         Raises:
           UserError: The engine has stopped; the request has no answer yet.
         """
-        while (found := await self._client.post(request.url, json=request.body)).status_code == _BUSY:
-            await asyncio.sleep(min(float(found.headers.get("Retry-After", 1)), MAX_WAIT_S))
+        found = await self._client.post(request.url, json=request.body)
         body = found.json()
-        if found.status_code == _STOPPED:
+        if found.status_code == UNAVAILABLE:
             message = body.get("error", {}).get("message", "it takes no more requests")
             raise UserError(f"the engine stopped: {message}; run the same command again to go on")
         return Response(found.status_code, found.headers.get("X-Request-Id", ""), body)

@@ -43,7 +43,6 @@ class Tally:
 
     Attributes:
       statuses: Answers by status; lines that were no requests are 0.
-      seconds: Of the run so far.
     """
 
     started_s: float
@@ -62,6 +61,11 @@ class Tally:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started_s
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a progress bar shows beside the number of answers."""
+        return {"tokens": self.generated_tokens, "failed": self.num_failed}
 
     def add(self, response: Response | None) -> None:
         """Counts an answer; None is a line that was no request."""
