@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.structured_output_table import EOS, ByteTokenizer, is_accepted, make_compiler
@@ -123,6 +123,10 @@ def test_a_model_without_an_end_of_text_stops_where_the_form_does():
         assert allowed_ids(state) == [letter]
         state.accept(letter)
     assert state.is_terminated and state.failure is None
+    # Within the last word of the mask, a bit for an end that does not exist would lie past the vocabulary.
+    open_end = StructuredOutput(StructuredOutputsParams(regex="a+"), StructuredCompiler(Endless(), 250, []))
+    open_end.accept(ord("a"))
+    assert allowed_ids(open_end) == [ord("a")]
 
 
 def test_every_end_of_text_is_allowed_where_the_form_may_end():
@@ -181,6 +185,7 @@ def test_a_regex_accepts_what_python_matches(regex, text):
 
 
 @settings(max_examples=30)
+@example(["\x7f", 'a"\\b\n', "\U0001f422", "\u2028"])
 @given(st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=5))
 def test_a_choice_is_one_of_its_texts(texts):
     params = StructuredOutputsParams(choice=texts)
