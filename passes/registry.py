@@ -60,7 +60,7 @@ PASSES: Mapping[str, Pass] = make_registry(
         Pass("cse", cse, Numerics.EXACT),
         Pass("dce", dce, Numerics.EXACT),
         Pass("simplify", simplify, Numerics.EXACT),
-        Pass("attention", attention, Numerics.REASSOCIATES),
+        Pass("attention", attention, Numerics.REASSOCIATES, is_counted=True),
         Pass("layer_norm", layer_norm, Numerics.REASSOCIATES, is_counted=True),
         Pass("rms_norm", rms_norm, Numerics.REASSOCIATES, is_counted=True),
         Pass("rope", rope, Numerics.REASSOCIATES, is_counted=True),

@@ -12,7 +12,7 @@ and the queries lack.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from passes.axes import (
@@ -31,6 +31,10 @@ from passes.graph import Graph, Op, Value
 from passes.incremental.rules.pointwise import POINTWISE
 
 _LOG2_E = 1.4426950408889634
+
+
+Users = Mapping[Value, Collection[Op]]
+"""Who reads a value."""
 
 
 class NoMatch(Exception):
@@ -88,7 +92,7 @@ def find_products(graph: Graph) -> Iterator[Op]:
             yield op
 
 
-def recognize(op: Op, users: dict[Value, list[Op]]) -> Attention:
+def recognize(op: Op, users: Users) -> Attention:
     """Attention whose weights meet its values in `op`.
 
     Raises:
@@ -105,7 +109,7 @@ def recognize(op: Op, users: dict[Value, list[Op]]) -> Attention:
     raise failure or NoMatch("no weights", op)
 
 
-def _recognize(op: Op, dims: Dims, first_is_weights: bool, users: dict[Value, list[Op]]) -> Attention:
+def _recognize(op: Op, dims: Dims, first_is_weights: bool, users: Users) -> Attention:
     product = product_of(op, dims)
     if product is None:
         raise NoMatch("not a product", op)
@@ -389,13 +393,11 @@ class _Search:
         sinks = View(sink, _with(score.dims, place, ()))
         return _Softmax(softmax.exponential, self.look(scores), softmax.shift, softmax.sum, sinks, softmax.base)
 
-    def divided_after(
-        self, value: Value, dims: Dims, softmax: _Softmax, users: dict[Value, list[Op]]
-    ) -> tuple[Value, Dims, _Softmax]:
+    def divided_after(self, value: Value, dims: Dims, softmax: _Softmax, users: Users) -> tuple[Value, Dims, _Softmax]:
         """The quotient of the products and the sum, where numbers are divided out behind the values."""
         seen = value
         for _ in range(8):
-            above = users.get(seen, [])
+            above = list(users.get(seen, ()))
             quotients = [u for u in above if u.name in ("div", "mul") and len(u.results) == 1]
             if len(above) == 1 and not quotients and _only_moves(above[0]):
                 seen = above[0].result

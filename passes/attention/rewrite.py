@@ -31,29 +31,30 @@ from passes.graph import Graph, Op
 from passes.layouts import lay_back, lay_out
 from passes.numerics import Numerics
 from passes.ops.attention import attention as attend
-from passes.replacement import live_without, make_replacement, replace
+from passes.patterns.driver import Editor, bodies_of, make_rewrite
 from passes.result import PassResult, Remark
-from passes.rewrite import Rewrite
+from passes.rewrite import Rewrite, RewriteCounter
 
 
-def attention(graph: Graph) -> PassResult:
+def attention(graph: Graph, counter: RewriteCounter | None = None) -> PassResult:
     """Rewrites in place, loop bodies too."""
-    result = PassResult()
-    for region_graph in _graphs(graph):
-        for op in list(find_products(region_graph)):
+    counter = counter or RewriteCounter()
+    rewrites: list[Rewrite] = []
+    remarks: list[Remark] = []
+    for body in bodies_of(graph):
+        editor = Editor(body)
+        for op in list(find_products(body)):
+            if op in editor.dead or counter.is_exhausted:
+                continue
             try:
-                result += PassResult(matched=1, rewrites=(_rewrite_at(region_graph, op),))
+                rewrites.append(_rewrite_at(editor, op, counter))
             except NoMatch as miss:
                 if miss.near:
-                    result += PassResult(remarks=(Remark.at(miss.op or op, miss.reason),))
-    if result.matched:
+                    remarks.append(Remark.at(miss.op or op, miss.reason))
+        editor.finish()
+    if rewrites:
         dce(graph)
-    return result
-
-
-def _graphs(graph: Graph) -> list[Graph]:
-    """The graph and the bodies of its loops."""
-    return [graph, *(region for _, op in graph.walk() for region in op.regions)]
+    return PassResult(len(rewrites), tuple(remarks), tuple(rewrites))
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class _Operand:
         return x.astype(self.dtype) if is_narrower or not compat.is_inexact(x.dtype) else x
 
 
-def _rewrite_at(graph: Graph, op: Op) -> Rewrite:
-    found = recognize(op, graph.users())
+def _rewrite_at(editor: Editor, op: Op, counter: RewriteCounter) -> Rewrite:
+    found = recognize(op, editor.users)
     core = find_core(found)
     queries = [_operand(found, product.first) for product in core.products]
     keys = [_operand(found, product.second) for product in core.products]
@@ -85,20 +86,21 @@ def _rewrite_at(graph: Graph, op: Op) -> Rewrite:
     leaves = [_Operand(view, view.value.dtype) for view in lifting.leaves]
     everything = [*queries, *keys, values, *leaves, *sinks]
     operands = list(dict.fromkeys(o.view.value for o in everything if o.view.value.const is None))
-    if live_without(graph, found.root, operands) & found.inside:
+    if not found.inside <= editor.dying([found.root], operands):
         raise NoMatch("the weights or scores are read elsewhere too", found.root.op, near=True)
 
-    def compute(*arrays: Any) -> Any:
+    def compute(*arrays: Any) -> list[Any]:
         by_value = dict(zip(operands, arrays, strict=True))
 
         def read(operand: _Operand) -> Any:
             value = operand.view.value
             return operand.narrowed(jnp.asarray(by_value[value] if value.const is None else value.const))
 
-        return _emit(found, layout, score, core, read, queries, keys, values, leaves, sinks)
+        return [_emit(found, layout, score, core, read, queries, keys, values, leaves, sinks)]
 
-    rewrite = make_replacement(graph, "attention", Numerics.REASSOCIATES, compute, operands, found.root)
-    replace(graph, rewrite, operands, found.root)
+    rewrite = make_rewrite("attention", Numerics.REASSOCIATES, compute, operands, [found.root])
+    counter.allows("attention", rewrite.source)
+    editor.replace(rewrite, operands, [found.root])
     return rewrite
 
 
