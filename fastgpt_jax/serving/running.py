@@ -52,14 +52,18 @@ class ClientGone(Exception):
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
     """Awaits work whose request has been read whole; cancels it and raises ClientGone when the client goes."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_wait_until_gone(receive))
+    tasks = [asyncio.ensure_future(work)]
+    working = tasks[0]
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(0)  # an answer that is known already needs nobody to watch
+        if not working.done():
+            tasks.append(asyncio.ensure_future(_wait_until_gone(receive)))
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
         raise ClientGone
     finally:
-        await _cancel((working, leaving))
+        await _cancel([task for task in tasks if not task.done()])
 
 
 async def _wait_until_gone(receive: Callable[[], Awaitable[Any]]) -> None:
@@ -128,4 +132,5 @@ def _check(output: RequestOutput) -> RequestOutput:
 async def _cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    if tasks:
+        await asyncio.gather(*tasks, return_exceptions=True)

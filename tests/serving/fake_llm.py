@@ -77,7 +77,7 @@ class FakeLLM:
         is_ended = False
         try:
             for length in range(1, num_tokens + 1):
-                await asyncio.sleep(self.delay_s)
+                await asyncio.sleep(self.delay_s) if self.delay_s >= 0 else None
                 if self.error is not None and length > self.error_after:
                     raise self.error
                 output = self._output(request_id, prompt, params, length, num_tokens)
@@ -112,9 +112,10 @@ class FakeLLM:
             finish_reason=reason,
             stop_reason=match.stop if match else None,
         )
-        prompt_rows = (None, *map(self._row, prompt["prompt_token_ids"][1:]))
         outputs = tuple(CompletionOutput(**{**continuation.__dict__, "index": index}) for index in range(params.n))
-        scored = None if params.prompt_logprobs is None else prompt_rows
+        scored = None
+        if params.prompt_logprobs is not None:
+            scored = (None, *map(self._row, prompt["prompt_token_ids"][1:]))
         return RequestOutput(
             request_id, prompt["prompt"], tuple(prompt["prompt_token_ids"]), scored, outputs, reason is not None
         )
