@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import Generic, TypeVar
 
-from fastgpt_jax.artifact.entry_points import EntryPointKey
-from fastgpt_jax.artifact.step import Step
+Key = TypeVar("Key", bound=Hashable)
+Program = TypeVar("Program")
 
 
-class LazySteps:
-    """Steps by key. Invariant: each is made once, whoever asks first; the others wait for it."""
+class LazySteps(Generic[Key, Program]):
+    """Steps, or other programs, by key. Invariant: each is made once, whoever asks first; the others wait for it."""
 
-    def __init__(self, makers: Mapping[EntryPointKey, Callable[[], Step]]):
+    def __init__(self, makers: Mapping[Key, Callable[[], Program]]):
         self._makers = dict(makers)
         self._locks = {key: threading.Lock() for key in makers}
-        self._steps: dict[EntryPointKey, Step] = {}
+        self._steps: dict[Key, Program] = {}
         self._thread: threading.Thread | None = None
 
-    def get(self, key: EntryPointKey) -> Step:
+    def get(self, key: Key) -> Program:
         """The step, made now if need be."""
         step = self._steps.get(key)
         if step is not None:
@@ -36,7 +37,8 @@ class LazySteps:
     def load_rest_in_background(self) -> None:
         """Begins to make the rest, once; the thread ends early where the process does."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._load_while_running, name="load-steps")
+            # Begun by a thread that dies with the process, it would too, in the midst of code that must not.
+            self._thread = threading.Thread(target=self._load_while_running, name="load-steps", daemon=False)
             self._thread.start()
 
     def _load_while_running(self) -> None:
