@@ -60,15 +60,21 @@ def _predicate(mask: Mask, query: Expression, key: Expression) -> Expression:
 
 def of_heads(score: Expression, first: int) -> Expression:
     """The scores of an operation whose head 0 is head `first`."""
-    if not first:
-        return score
+    return _with_head(score, lax.add_p, first) if first else score
 
-    def moved(node: Expression) -> Expression | None:
+
+def of_groups(score: Expression, size: int) -> Expression:
+    """The scores of an operation of which `size` heads each are one head."""
+    return _with_head(score, lax.div_p, size)
+
+
+def _with_head(score: Expression, primitive: Any, number: int) -> Expression:
+    def changed(node: Expression) -> Expression | None:
         if isinstance(node, Index) and node.role == "n":
-            return Apply(lax.add_p, (), (node, Constant(first, node.dtype)))
+            return Apply(primitive, (), (node, Constant(number, node.dtype)))
         return None
 
-    return rewrite(score, moved)
+    return rewrite(score, changed)
 
 
 def score_dtype(score: Expression, core_dtype: Any, leaf_dtypes: Sequence[Any]) -> Any:

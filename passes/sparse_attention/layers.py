@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from passes.graph import Graph, Op
+from passes.sparse_attention.query_positions import num_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,9 @@ class AttentionLayers:
 
     @property
     def num_heads(self) -> int:
-        return self.op.operands[0].shape[2]
+        """Query heads, those among them that were taken for queries."""
+        _, T, N, _ = self.op.operands[0].shape
+        return T // num_positions(self.op) * N
 
     @property
     def layer_text(self) -> str:

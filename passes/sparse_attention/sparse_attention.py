@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from passes.attention.expression import Expression
-from passes.attention.simplify_mask import Decomposed, decompose
+from passes.attention.simplify_mask import Decomposed
 from passes.dce import dce
 from passes.graph import Graph, Value
 from passes.masks import Mask
@@ -31,9 +31,10 @@ from passes.replacement import replace
 from passes.result import PassResult, Remark
 from passes.rewrite import Rewrite, RewriteCounter
 from passes.sparse_attention.density import blind_query, find_density, without_leaves
-from passes.sparse_attention.expressions import lay_over, of_heads, score_dtype
+from passes.sparse_attention.expressions import lay_over, of_groups, of_heads, score_dtype
 from passes.sparse_attention.language import Rule, Sparsity, SparsityError
 from passes.sparse_attention.layers import AttentionLayers, find_layers, numbers_text
+from passes.sparse_attention.query_positions import decompose_at
 
 
 def sparse_attention(
@@ -115,11 +116,10 @@ class _Site:
     @classmethod
     def of(cls, item: AttentionLayers, masks: Sequence[Mask]) -> _Site | str:
         """The site, or why it stays as it is."""
-        form = decompose(item.op.params["score"])
+        form = decompose_at(item.op)
         if form is None:
             return "its scores are no product with a mask over it, so positions of queries are not known"
-        num_heads, num_kv_heads = (value.shape[2] for value in item.op.operands[:2])
-        runs = split_heads(masks, num_heads // num_kv_heads)
+        runs = split_heads(masks, item.num_heads // item.op.operands[1].shape[2])
         return cls(item, form, tuple(_Piece(*run, masks[run[0]], masks[run[0]] & form.mask) for run in runs))
 
     @property
@@ -139,7 +139,22 @@ class _Site:
         return run
 
     def attend(self, query: Any, key: Any, value: Any, leaves: Sequence[Any], sinks: Any | None) -> Any:
-        """The operation in pieces, each with its mask."""
+        """The operation in pieces, each with its mask; heads that were taken for queries are heads again."""
+        B, T, N, H = query.shape
+        per_head = self.item.num_heads // N
+        if per_head == 1:
+            return self._attend(self.item.op.params["score"], query, key, value, leaves, sinks)
+        query = query.transpose(0, 2, 1, 3).reshape(B, 1, N * T, H)
+        leaves = [x if x.shape[2] == 1 else jnp.repeat(x, T, axis=2) for x in leaves]
+        if sinks is not None:
+            sinks = jnp.broadcast_to(sinks, (sinks.shape[0], T, N)).transpose(0, 2, 1).reshape(-1, 1, N * T)
+        score = of_groups(self.item.op.params["score"], T)
+        out = self._attend(score, query, key, value, leaves, sinks)
+        return out.reshape(B, N, T, -1).transpose(0, 2, 1, 3)
+
+    def _attend(
+        self, score: Expression, query: Any, key: Any, value: Any, leaves: Sequence[Any], sinks: Any | None
+    ) -> Any:
         params = {name: x for name, x in self.item.op.params.items() if name not in ("score", "num_leaves")}
 
         def cut(x: Any, piece: _Piece) -> Any:
@@ -155,14 +170,13 @@ class _Site:
                     value[:, :, kv_heads],
                     [cut(x, piece) for x in leaves],
                     None if sinks is None else cut(sinks, piece),
-                    score=self._score(piece, [x.dtype for x in leaves]),
+                    score=self._score(score, piece, [x.dtype for x in leaves]),
                     **params,
                 )
             )
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
 
-    def _score(self, piece: _Piece, leaf_dtypes: Sequence[Any]) -> Expression:
-        score = self.item.op.params["score"]
+    def _score(self, score: Expression, piece: _Piece, leaf_dtypes: Sequence[Any]) -> Expression:
         if piece.mask != self.form.mask:
             dtype = score_dtype(score, self.item.op.params["core_dtype"], leaf_dtypes)
             score = lay_over(score, dtype, piece.asked, self.form.query_start)
@@ -173,11 +187,14 @@ class _Site:
         params = self.item.op.params
         scores = scores_of(query, key, leaves, params["score"], params["core_dtype"])
         B, T, N, S = scores.shape
-        position = (self.form.starts(scores.shape, leaves)[:, None] + jnp.arange(T))[..., None]
+        per_head = self.item.num_heads // N
+        position = (self.form.starts(scores.shape, leaves)[:, None] + jnp.arange(T // per_head))[..., None]
         keys = jnp.arange(S)[None, None]
-        seen = [jnp.broadcast_to(p.asked.contains(position, keys), (B, T, S)) for p in self.pieces]
+        seen = [jnp.broadcast_to(p.asked.contains(position, keys), (B, T // per_head, S)) for p in self.pieces]
         sizes = [p.end - p.first for p in self.pieces]
         by_head = jnp.concatenate([jnp.stack([s] * n, axis=2) for s, n in zip(seen, sizes, strict=True)], axis=2)
+        if per_head > 1:
+            by_head = by_head.reshape(B, N, T, S).transpose(0, 2, 1, 3)
         scores = jnp.where(by_head, scores, -jnp.inf)
         if sinks is not None:
             column = jnp.broadcast_to(sinks[..., None], (B, T, N, 1)).astype(scores.dtype)
