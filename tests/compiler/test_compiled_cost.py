@@ -11,6 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from fastgpt_jax.compiler.compiled_cost import CompiledCost, compiled_cost
 from fastgpt_jax.errors import UserError
+from passes.ops.quantized_dot import quantized_dot
+from passes.quantization.packing import XLA
+from passes.quantization.schemes import SCHEMES
 
 INDEX = jax.ShapeDtypeStruct((), jnp.int32)
 
@@ -199,3 +202,14 @@ def test_a_product_by_a_library_counts_and_is_named():
 def test_what_is_no_module_is_refused(text):
     with pytest.raises(UserError, match="HLO module"):
         compiled_cost(text)
+
+
+def test_a_product_in_int8_reads_what_is_stored():
+    """Of the schemes XLA keeps this one narrow on a CPU: the others it widens to float32 in memory."""
+    rows, size, channels = 8, 1024, 1024
+    scheme = SCHEMES["w8a8"]
+    product = lambda x, q, s: quantized_dot(x, q, s, scheme=scheme, packing=XLA)
+    weights = jax.ShapeDtypeStruct((channels, size), jnp.int8), floats(channels, 1)
+    found = cost(product, floats(rows, size), *weights)
+    assert found.dot_flops == 2 * rows * size * channels
+    assert found.nbytes < 1.5 * channels * size, "a byte a weight, and little more"
