@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -322,6 +323,18 @@ def test_copies_of_a_form_do_not_share_their_place(compiler):
     first, second = (StructuredOutput(StructuredOutputsParams(choice=["ab", "cd"]), compiler) for _ in range(2))
     first.accept(ord("a"))
     assert allowed_ids(first) == [ord("b")] and allowed_ids(second) == [ord("a"), ord("c")]
+
+
+def test_many_threads_may_ask_one_compiler():
+    compiler = StructuredCompiler(ByteTokenizer(), EOS + 1, (EOS,), max_cached=3)
+
+    def spell(index):
+        text = f"{index % 7}"
+        state = StructuredOutput(StructuredOutputsParams(choice=[text]), compiler)
+        return allowed_ids(state) == [ord(text)]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(spell, range(200)))
 
 
 def test_what_takes_too_long_to_compile_is_refused(monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.structured_output_table import DRAFTS, is_accepted, judge, make_compiler, read_suite
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling.structured_params import StructuredOutputsParams
+from tests.sampling.random_schemas import RandomSchemas
 from tests.sampling.walk import walk
 from tests.shared_data import shared_path
 
@@ -89,6 +90,29 @@ def test_whatever_is_drawn_satisfies_the_suites_schemas(compiler):
                 assert validator.is_valid(instance), (schema, instance)
                 num_checked += 1
     assert num_checked > 500
+
+
+@pytest.mark.slow
+def test_whatever_is_drawn_satisfies_random_schemas(compiler):
+    rng, schemas = np.random.default_rng(0), RandomSchemas(0)
+    num_checked = num_refused = 0
+    for _ in range(1500):
+        schema = schemas.draw()
+        params = StructuredOutputsParams(json=schema)
+        try:
+            compiler.compile(params)
+        except UserError:
+            num_refused += 1
+            continue
+        validator = jsonschema.Draft202012Validator(
+            schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
+        )
+        for num_tokens in (2, 10, 30):
+            ids = walk(params, compiler, rng, num_tokens=num_tokens, must_end=False)
+            if ids is not None:
+                assert validator.is_valid(json.loads(bytes(ids))), (schema, bytes(ids))
+                num_checked += 1
+    assert num_checked > 1500 and num_refused < 1000
 
 
 TREE = {
