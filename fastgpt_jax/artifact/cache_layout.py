@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+MAX_TRANSFER_PAGES = 8
+"""Pages that one call moves: enough to be worth a call, few enough to cost little where a single one is copied."""
+
 
 @dataclass(frozen=True)
 class CacheEntry:
@@ -51,6 +54,16 @@ class CacheLayout:
     def pages_per_request(self, max_model_len: int) -> int:
         """M, the pages that a request of so many tokens takes."""
         return -(-max_model_len // self.page_size)
+
+    @property
+    def transfer_pages(self) -> int:
+        """K, the pages that a call of a transfer program moves."""
+        return min(MAX_TRANSFER_PAGES, self.num_pages)
+
+    @property
+    def num_pool_arrays(self) -> int:
+        """Arrays of the state that hold pages; they come before those of windows and carried values."""
+        return sum(1 if e.scale_dtype is None else 2 for e in self.entries if e.kind == "kv")
 
     @property
     def bytes_per_page(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,8 @@ from fastgpt_jax.artifact.environment import current_environment
 from fastgpt_jax.artifact.executable import ArrayType, Placement, Signature, compile_portable, deserialize, init_zeros
 from fastgpt_jax.artifact.lazy_steps import LazySteps
 from fastgpt_jax.artifact.manifest import MANIFEST, EntryPointRecord, Manifest, read_manifest_digest
-from fastgpt_jax.artifact.step import Step
+from fastgpt_jax.artifact.step import FlatStep, Step
+from fastgpt_jax.artifact.transfers import MovesPages, make_transfers
 from fastgpt_jax.artifact.verify import Level, verify_artifact
 from fastgpt_jax.artifact.weights import map_weights
 from fastgpt_jax.errors import UserError
@@ -43,12 +44,13 @@ def is_artifact(path: str | Path) -> bool:
     return (Path(path) / MANIFEST).is_file()
 
 
-class ServedArtifact:
+class ServedArtifact(MovesPages):
     """A loaded artifact, as an engine takes it.
 
     Invariants: the state given to `step` is donated and must not be used again; nothing is traced or compiled by
-    `init_state` and `step`. A program is made callable when it is first asked for, and the rest in the background once
-    the second step begins, so that a first token does not wait for programs it does not need.
+    `init_state`, `step` and what moves pages. A program is made callable when it is first asked for, and the steps not
+    asked for yet in the background once the second step begins, so that a first token does not wait for programs it
+    does not need.
 
     Attributes:
       manifest: What the artifact says of itself.
@@ -63,6 +65,7 @@ class ServedArtifact:
         weights: list[Any],
         load: Callable[[EntryPointRecord], Callable[..., Any]],
         init_state: Callable[[], list[Any]],
+        transfers: Mapping[str, Callable[[], FlatStep]],
         tokenizer: Tokenizer | None,
         chat_template: str | None,
         mismatches: tuple[str, ...],
@@ -77,8 +80,10 @@ class ServedArtifact:
             return Step(record.key, load(record), [weights[i] for i in record.weights])
 
         self.steps = LazySteps({r.key: functools.partial(load_step, r) for r in manifest.entry_points})
+        self.transfers = LazySteps(transfers)
         if mismatches:
             self.steps.load_all()
+            self.transfers.load_all()
 
     @property
     def max_model_len(self) -> int:
@@ -124,6 +129,9 @@ class ServedArtifact:
     def init_state(self) -> list[Any]:
         """Empty caches for `max_num_seqs` requests."""
         return self._init_state()
+
+    def transfer(self, name: str) -> FlatStep:
+        return self.transfers.get(name)
 
     def step(
         self,
@@ -186,12 +194,19 @@ def load_artifact(
             "model again to spare that"
         )
         init_state = init_zeros(manifest.state, placement)
+        transfers = {
+            name: functools.partial(_compile_transfer, manifest, placement, name) for name in manifest.transfers
+        }
         load = functools.partial(_from_portable, folder, manifest, placement)
     else:
         # Read now, while the folder is what was verified; made callable when it is needed.
         code = {r.key: (folder / r.program.code).read_bytes() for r in manifest.entry_points}
         init_code = (folder / manifest.init_state.code).read_bytes()
         init_state = deserialize(init_code, _init_signature(manifest), placement)
+        transfers = {
+            name: functools.partial(_stored_transfer, (folder / r.code).read_bytes(), manifest, placement, name)
+            for name, r in manifest.transfers.items()
+        }
         load = functools.partial(_from_code, code, manifest, placement)
     if read_manifest_digest(folder) != seen:
         raise UserError(f"{folder} was replaced while it was loaded; load it again")
@@ -200,6 +215,7 @@ def load_artifact(
         weights,
         load,
         lambda: init_state([], [], [])[0],
+        transfers,
         tokenizer,
         chat_template,
         mismatches,
@@ -244,6 +260,15 @@ def _from_portable(
 ) -> Callable[..., Any]:
     program = (folder / record.portable).read_bytes()
     return compile_portable(program, _signature(manifest, record), placement)
+
+
+def _stored_transfer(code: bytes, manifest: Manifest, placement: Placement, name: str) -> FlatStep:
+    transfer = make_transfers(manifest.layout, manifest.state)[name]
+    return deserialize(code, transfer.signature(manifest.transfers[name].kept), placement)
+
+
+def _compile_transfer(manifest: Manifest, placement: Placement, name: str) -> FlatStep:
+    return make_transfers(manifest.layout, manifest.state)[name].lower(placement.sharding).compile()
 
 
 def _signature(manifest: Manifest, record: EntryPointRecord) -> Signature:

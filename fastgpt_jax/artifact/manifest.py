@@ -254,6 +254,7 @@ class Manifest:
       mesh_axes: Name and size of each mesh axis; empty for one device.
       state: Arrays that live between steps, in the order of the calling convention.
       init_state: The program that makes them.
+      transfers: Those that move parts of them, by name.
     """
 
     format: int
@@ -265,12 +266,18 @@ class Manifest:
     buckets: Buckets
     state: tuple[ArrayType, ...]
     init_state: ProgramRecord
+    transfers: Mapping[str, ProgramRecord]
     weights: tuple[WeightRecord, ...]
     entry_points: tuple[EntryPointRecord, ...]
     certificate: CertificateRecord
     quality: tuple[QualityRecord, ...]
     fingerprint: Fingerprint
     files: tuple[FileRecord, ...]
+
+    @property
+    def programs(self) -> list[ProgramRecord]:
+        """All compiled programs."""
+        return [self.init_state, *self.transfers.values(), *(entry.program for entry in self.entry_points)]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -55,8 +55,8 @@ def verify_artifact(folder: Path, level: Level = "auto") -> tuple[Manifest, Lite
 def _check_uses(folder: Path, manifest: Manifest) -> None:
     """Whatever the manifest reads must be a file it lists, and weights no other file's."""
     sizes = {record.path: record.nbytes for record in manifest.files}
-    programs = [manifest.init_state.code]
-    programs += [path for entry in manifest.entry_points for path in (entry.program.code, entry.portable)]
+    programs = [program.code for program in manifest.programs]
+    programs += [entry.portable for entry in manifest.entry_points]
     programs += ["tokenizer/tokenizer.json"] if manifest.model.tokenizer is not None else []
     weights = {record.file for record in manifest.weights}
     for name in (*programs, *weights):

@@ -23,7 +23,6 @@ from fastgpt_jax.artifact.codec import decode, encode
 from fastgpt_jax.artifact.digests import digest_bytes, digest_file
 from fastgpt_jax.artifact.environment import Environment, current_environment
 from fastgpt_jax.artifact.executable import (
-    ArrayType,
     Placement,
     Signature,
     compile_afresh,
@@ -51,10 +50,11 @@ from fastgpt_jax.artifact.manifest import (
 )
 from fastgpt_jax.artifact.staging import Staging
 from fastgpt_jax.artifact.step import Step
+from fastgpt_jax.artifact.transfers import make_transfers
 from fastgpt_jax.artifact.weights import Weight, write_weights
 from fastgpt_jax.compiler.compile import Compiled
 from fastgpt_jax.compiler.compiled_cost import compiled_cost
-from fastgpt_jax.compiler.distribution import spec_of_array
+from fastgpt_jax.compiler.distribution import array_type, spec_of_array
 from fastgpt_jax.compiler.entry_point import TracedEntryPoint
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.tokenizer.tokenizer import Tokenizer
@@ -155,6 +155,7 @@ def build_artifact(
             buckets=compiled.buckets,
             state=builder.state,
             init_state=init_state,
+            transfers=builder.transfers(),
             weights=tuple(weights),
             entry_points=tuple(entries),
             certificate=_certificate(compiled),
@@ -181,7 +182,7 @@ class _Builder:
     ):
         self._compiled, self._staging, self._report, self._changes = compiled, staging, report, changes
         self.environment: Environment = current_environment(compiled.distribution.num_devices)
-        self.state = tuple(map(_array_type, compiled.distribution.state_shapes(compiled.program)))
+        self.state = tuple(map(array_type, compiled.distribution.state_shapes(compiled.program)))
         self.reused: set[str] = set()
         self._names: dict[str, int] = {}
         self._earlier = _earlier_programs(staging)
@@ -202,6 +203,15 @@ class _Builder:
         init = jax.jit(lambda: (jax.tree.leaves(program.init_state()), []), out_shardings=(shardings, []))
         digest = self._digest(json.dumps(encode(self.state)).encode())
         return entries, self._program("init-state", digest, lambda: compile_afresh(init.lower()))
+
+    def transfers(self) -> dict[str, ProgramRecord]:
+        """Compiles the programs that move pages and carried values."""
+        records = {}
+        for name, transfer in make_transfers(self._compiled.layout, self.state).items():
+            lowered = transfer.lower(self._compiled.distribution.sharding)
+            digest = self._digest(lowered.as_text().encode())
+            records[name] = self._program(name, digest, lambda lowered=lowered: compile_afresh(lowered))
+        return records
 
     def weights(self) -> tuple[list[Any], list[FileRecord]]:
         """Writes every weight that an entry point reads."""
@@ -235,7 +245,7 @@ class _Builder:
         signature = Signature(
             name=entry.key.name,
             state=self.state,
-            weights=tuple(map(_array_type, weights)),
+            weights=tuple(map(array_type, weights)),
             inputs=entry.inputs,
             outputs=entry.outputs,
             kept=entry.program.kept,
@@ -257,7 +267,7 @@ class _Builder:
             self._compiled.steps[traced.key] = Step(traced.key, found, [store[n] for n in traced.weights])
             return found
 
-        placed = [_array_type(x) for group in traced.arguments for x in group]
+        placed = [array_type(x) for group in traced.arguments for x in group]
         # Constraints on placement are not in the portable program.
         constraints = traced.jitted.lower(*traced.arguments).as_text() if self._compiled.distribution.mesh_axes else ""
         digest = self._digest(portable + json.dumps([encode(placed), constraints]).encode())
@@ -268,8 +278,8 @@ class _Builder:
             program=program,
             portable=f"portable/{name}.bin",
             weights=tuple(self._names.setdefault(n, len(self._names)) for n in traced.weights),
-            inputs=tuple(map(_array_type, traced.arguments[2])),
-            outputs=tuple(map(_array_type, outputs)),
+            inputs=tuple(map(array_type, traced.arguments[2])),
+            outputs=tuple(map(array_type, outputs)),
             flops=traced.cost.flops,
             nbytes=traced.cost.bytes,
             passes=tuple(map(_pass_record, traced.passes, [*self._changes, *[None] * len(traced.passes)])),
@@ -321,7 +331,7 @@ def _earlier_programs(staging: Staging) -> dict[str, tuple[ProgramRecord, bytes]
     except (UserError, OSError):
         return found
     digests = {file.path: file.sha256 for file in manifest.files}
-    for record in [manifest.init_state, *(entry.program for entry in manifest.entry_points)]:
+    for record in manifest.programs:
         path = staging.output / record.code
         if path.is_file() and digest_file(path) == digests.get(record.code):
             found.setdefault(record.digest, (record, path.read_bytes()))
@@ -330,8 +340,8 @@ def _earlier_programs(staging: Staging) -> dict[str, tuple[ProgramRecord, bytes]
 
 def _finish_files(folder: Path, manifest: Manifest, weights: Sequence[FileRecord]) -> tuple[FileRecord, ...]:
     """A record for every file that belongs to the artifact; what an interrupted build left besides is removed."""
-    wanted = {manifest.init_state.code, *(file.path for file in weights)}
-    wanted |= {path for entry in manifest.entry_points for path in (entry.program.code, entry.portable)}
+    wanted = {*(program.code for program in manifest.programs), *(file.path for file in weights)}
+    wanted |= {entry.portable for entry in manifest.entry_points}
     wanted |= {path.relative_to(folder).as_posix() for path in (folder / "tokenizer").glob("*")}
     known, records = {file.path: file for file in weights}, []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -367,10 +377,6 @@ def _write_tokenizer(folder: Path, tokenizer: Any, chat_template: str | None) ->
 def _weight(store: Any, name: str) -> Weight:
     array = store[name]
     return Weight(name, tuple(array.shape), str(array.dtype), spec_of_array(array), lambda: np.asarray(array))
-
-
-def _array_type(x: Any) -> ArrayType:
-    return ArrayType(tuple(x.shape), str(x.dtype), spec_of_array(x))
 
 
 def _peak_bytes(compiled: jax.stages.Compiled) -> int:

@@ -11,14 +11,15 @@ import jax
 
 from fastgpt_jax.artifact.cache_layout import CacheLayout
 from fastgpt_jax.artifact.entry_points import Buckets, EntryPointKey, Variant
-from fastgpt_jax.artifact.step import Step
+from fastgpt_jax.artifact.step import FlatStep, Step
+from fastgpt_jax.artifact.transfers import MovesPages, make_transfers
 from fastgpt_jax.checkpoint import LoadedModel
 from fastgpt_jax.checkpoint.padding import pad_model
 from fastgpt_jax.compiler.bucket_plan import BucketPlan, plan_buckets
 from fastgpt_jax.compiler.capture import Captured, as_forward, capture
 from fastgpt_jax.compiler.certify import Certificate, certify
 from fastgpt_jax.compiler.config import CompileConfig
-from fastgpt_jax.compiler.distribution import Distribution, family_rules, make_distribution
+from fastgpt_jax.compiler.distribution import Distribution, array_type, family_rules, make_distribution
 from fastgpt_jax.compiler.entry_point import TracedEntryPoint, compile_entry_point, trace_entry_point
 from fastgpt_jax.compiler.packing import PackedStore
 from fastgpt_jax.compiler.program import Program, make_program
@@ -34,7 +35,7 @@ from passes.select import Target
 
 
 @dataclass(eq=False)
-class Compiled:
+class Compiled(MovesPages):
     """A served model: its state and steps, for an engine.
 
     Invariants: the state given to `step` is donated and must not be used again; entry points are made once each, when
@@ -63,6 +64,7 @@ class Compiled:
     notes: dict[str, str] = field(default_factory=dict)
     chat_template: str | None = None
     steps: dict[EntryPointKey, Step] = field(default_factory=dict)
+    transfers: dict[str, FlatStep] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         target = Target(jax.default_backend(), self.distribution.num_devices)
@@ -107,6 +109,14 @@ class Compiled:
     def init_state(self) -> list[Any]:
         """Empty caches for `max_num_seqs` requests."""
         return self.distribution.init_state(self.program)
+
+    def transfer(self, name: str) -> FlatStep:
+        """A program that moves pages or carried values, compiled on first use."""
+        if name not in self.transfers:
+            state = [array_type(x) for x in self.distribution.state_shapes(self.program)]
+            lowered = make_transfers(self.layout, state)[name].lower(self.distribution.sharding)
+            self.transfers[name] = lowered.compile()
+        return self.transfers[name]
 
     def trace(self, key: EntryPointKey) -> TracedEntryPoint:
         """One entry point after the passes, not compiled."""

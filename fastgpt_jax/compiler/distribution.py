@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from fastgpt_jax.artifact.executable import Placement, Spec
+from fastgpt_jax.artifact.executable import ArrayType, Placement, Spec
 from fastgpt_jax.checkpoint.registry import family_of
 from fastgpt_jax.compiler.program import Program
 from fastgpt_jax.errors import UserError
@@ -120,6 +120,11 @@ def spec_of_array(array: Any) -> Spec:
     """How an array is cut, as plain data; empty for one that is whole."""
     sharding = getattr(array, "sharding", None)
     return names_of_spec(sharding.spec) if isinstance(sharding, NamedSharding) else ()
+
+
+def array_type(array: Any) -> ArrayType:
+    """Of an array or its shape, as plain data."""
+    return ArrayType(tuple(array.shape), str(array.dtype), spec_of_array(array))
 
 
 def make_distribution(tensor_parallel_size: int, rules: Rules | None) -> Distribution:

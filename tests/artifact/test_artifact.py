@@ -152,6 +152,25 @@ def test_another_environment_is_named(report, folder, field, value):
     assert not isinstance(refused.value, CorruptArtifact) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("is_recompiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_pages_are_moved_by_an_artifact_and_by_a_compiled_model(compiled, report, folder, is_recompiled):
+    if is_recompiled:
+        rewrite(folder, with_environment(report.manifest, jaxlib="0.9.9"))
+    artifact = load_artifact(folder)
+    assert set(artifact.manifest.transfers) == {"copy-pages", "read-pages", "write-pages"}
+    size, num_pages = artifact.layout.transfer_pages, artifact.layout.num_pages
+    first, second = np.full(size, num_pages, np.int32), np.full(size, num_pages, np.int32)
+    first[:3], second[:3] = (1, 2, 3), (9, 8, 7)
+    for model in (artifact, compiled):
+        state = model.init_state()
+        values = [np.random.default_rng(0).normal(size=x.shape).astype(x.dtype) for x in model.read_pages(state, first)]
+        state = model.copy_pages(model.write_pages(state, first, values), first, second)
+        for found, wanted in zip(jax.device_get(model.read_pages(state, second)), values, strict=True):
+            axis = next(i for i, n in enumerate(found.shape) if n == size)
+            np.testing.assert_array_equal(found.take([0, 1, 2], axis), wanted.take([0, 1, 2], axis))
+        assert model.read_slot(state, 0) == [] and model.write_slot(state, 0, []) is state
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_another_environment_is_served_by_compiling_again(report, folder, params):
@@ -237,7 +256,8 @@ def test_an_interrupted_build_leaves_nothing_and_is_resumed(compiled, tmp_path):
     assert report.reused == {"decode-r2-greedy"}
     assert not partial.exists() and tokens(LLM(str(output))) == tokens(LLM(compiled))
     again = build(output, compiled)
-    assert {entry.key.name for entry in again.manifest.entry_points} | {"init-state"} == again.reused
+    others = {"init-state", "copy-pages", "read-pages", "write-pages"}
+    assert {entry.key.name for entry in again.manifest.entry_points} | others == again.reused
 
 
 @pytest.mark.slow
@@ -318,8 +338,14 @@ def test_a_writer_that_died_between_two_renames_is_repaired(folder):
 
 FRESH = """
 import sys
+import jax, numpy as np
 from fastgpt_jax import LLM, SamplingParams
-llm = LLM(sys.argv[1])
+from fastgpt_jax.artifact.loading import load_artifact
+artifact = load_artifact(sys.argv[1])
+first, second = np.arange(2 * artifact.layout.transfer_pages, dtype=np.int32).reshape(2, -1)
+state = artifact.copy_pages(artifact.init_state(), first, second)
+state = artifact.write_pages(state, first, jax.device_get(artifact.read_pages(state, second)))
+llm = LLM(artifact)
 out = llm.generate(prompt_token_ids=[[1, 2, 3], list(range(4, 14))], use_tqdm=False,
                    sampling_params=[SamplingParams(temperature=0, max_tokens=8),
                                     SamplingParams(seed=3, max_tokens=8, prompt_logprobs=2)])
