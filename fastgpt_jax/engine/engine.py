@@ -1,119 +1,194 @@
-"""The loop: requests in, steps of the compiled model, outputs out. vLLM's `LLMEngine` in name and meaning.
+"""The engine: prompts in, steps of the compiled model, outputs out. vLLM's `LLMEngine` in name and meaning.
 
-The one idea: everything that happens is one of add, abort and step, and the engine is consistent after each of them.
+The one idea: a core that knows ids alone (`core.py`) and what makes text of them (`output_processor.py`), put together
+so that the device has its next step before anybody looks at the text of the last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from fastgpt_jax.engine.args import EngineArgs
 from fastgpt_jax.engine.compiled import CompiledModel, end_ids
+from fastgpt_jax.engine.core import EngineCore
+from fastgpt_jax.engine.core_options import CoreOptions
 from fastgpt_jax.engine.loading import resolve_model
 from fastgpt_jax.engine.offline import Offline, Params
-from fastgpt_jax.engine.outputs import Logprob, RequestOutput
+from fastgpt_jax.engine.output_processor import Output, OutputProcessor
+from fastgpt_jax.engine.outputs import EmbeddingOutput, RequestOutput
+from fastgpt_jax.engine.pooling import PoolingParams
 from fastgpt_jax.engine.prompts import Prompt, check_params, check_prompt, encode_prompt
-from fastgpt_jax.engine.request import Request, RequestGroup
-from fastgpt_jax.engine.runner import Runner
-from fastgpt_jax.engine.scheduler import Batch, Scheduler
+from fastgpt_jax.engine.request import RequestGroup, make_requests
+from fastgpt_jax.engine.stats import EngineStats
+from fastgpt_jax.engine.updates import Update
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling.params import SamplingParams
-from fastgpt_jax.sampling.step_io import StepOutputs
+from fastgpt_jax.sampling.structured import StructuredCompiler, StructuredOutput
+
+MAX_NAP_S = 0.001
+"""Longest that a step sleeps where it waits for more requests to begin with."""
 
 
 class LLMEngine:
     """Runs requests of different lengths together.
 
-    Invariants: an id names at most one unfinished group; the scheduler holds exactly the unfinished requests of these
-    groups. The same requests in the same order give the same outputs.
+    Invariants: an id names at most one unfinished request; the same requests in the same order give the same outputs,
+    whatever else runs.
     """
 
-    def __init__(self, compiled: CompiledModel, *, seed: int = 0):
-        """Args: seed: Decides the draws of requests that bring no seed, by their order of arrival."""
+    def __init__(
+        self,
+        compiled: CompiledModel,
+        *,
+        seed: int = 0,
+        options: CoreOptions = CoreOptions(),
+        num_workers: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Makes an engine of a compiled model.
+
+        Args:
+          seed: Decides the draws of requests that bring no seed, by their order of arrival.
+          num_workers: Threads that turn text into ids where there are many prompts; 0 uses the caller's.
+          clock: Seconds that only grow.
+        """
         if compiled.buckets.chunk_lens[-1] < compiled.min_first_chunk:
             raise RuntimeError(
                 f"no prefill bucket of {compiled.buckets.chunk_lens} holds the first {compiled.min_first_chunk} tokens "
                 "that the model needs at once"
             )
         self.compiled = compiled
+        self.core = EngineCore(compiled, options, clock)
+        self._clock = clock
         self._seed = seed
-        self._num_added = 0
-        self._groups: dict[str, RequestGroup] = {}
-        self._runner = Runner(compiled)
-        pages_per_request = compiled.layout.pages_per_request(compiled.max_model_len)
-        num_slots = min(compiled.max_num_seqs, compiled.layout.num_pages // pages_per_request)
-        self._scheduler = Scheduler(num_slots, compiled.buckets)
+        self._num_added = self._num_seeds = 0
+        self._processor = OutputProcessor(self.tokenizer, self.core.stop, clock)
         self._offline = Offline(self)
-        self.num_full_sorts = 0
+        self._forms = StructuredCompiler(self.tokenizer, compiled.vocab_size, end_ids(compiled))
+        self._workers = ThreadPoolExecutor(num_workers, "tokeniser") if num_workers else None
 
     @classmethod
     def from_engine_args(cls, args: EngineArgs) -> LLMEngine:
         """Compiles what `args.model` names, if it is not compiled already."""
-        return cls(resolve_model(args), seed=args.seed)
+        return cls(resolve_model(args), seed=args.seed, options=args.core_options, num_workers=args.num_workers)
 
     @property
     def tokenizer(self) -> Any:
         return self.compiled.tokenizer
 
+    @property
+    def num_full_sorts(self) -> int:
+        """Times that a row needed the sampler's exact fallback over the whole vocabulary."""
+        return self.core.num_full_sorts
+
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has anything to do."""
-        return bool(self._groups)
+        return bool(self._processor.num_unfinished)
 
     def get_num_unfinished_requests(self) -> int:
         """Returns how many ids are waiting or running."""
-        return len(self._groups)
+        return self._processor.num_unfinished
 
-    def check_request(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, list[int]]:
-        """Returns a prompt's text and ids; raises UserError where the request could not be run."""
+    def stats(self) -> EngineStats:
+        """Returns counts and gauges as they are now."""
+        return self.core.stats()
+
+    def check_request(self, prompt: Prompt, params: SamplingParams | PoolingParams) -> tuple[str | None, list[int]]:
+        """Returns a prompt's text and ids; raises UserError where the request could not be run. Any thread may ask."""
         check_params(params, self.compiled)
         text, token_ids = encode_prompt(prompt, self.tokenizer)
         check_prompt(token_ids, self.compiled)
+        form = getattr(params, "structured_outputs", None)
+        if form is not None:
+            self._forms.compile(form)
         return text, token_ids
 
-    def add_request(self, request_id: str, prompt: Prompt, params: SamplingParams | None = None) -> None:
-        """Queues a prompt; a request that cannot be run raises UserError and leaves the others as they are."""
+    def check_requests(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams | PoolingParams]
+    ) -> list[tuple[str | None, list[int]]]:
+        """The same for many prompts, by as many threads as there are workers."""
+
+        def check(index: int) -> tuple[str | None, list[int]]:
+            try:
+                return self.check_request(prompts[index], params[index])
+            except UserError as error:
+                raise UserError(f"prompt {index}: {error}" if len(prompts) > 1 else str(error)) from None
+
+        if self._workers is None or len(prompts) < 2:
+            return [check(index) for index in range(len(prompts))]
+        return list(self._workers.map(check, range(len(prompts))))
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams | PoolingParams | None = None,
+        *,
+        priority: int = 0,
+        deadline_s: float | None = None,
+        cache_salt: str = "",
+    ) -> None:
+        """Queues a prompt; a request that cannot be run raises UserError and leaves the others as they are.
+
+        Args:
+          params: How to continue it; `PoolingParams` for its embedding.
+          priority: Lower values run first, and take the place of higher ones where there is none.
+          deadline_s: Seconds from now after which it ends with what it has, by finish reason "deadline".
+          cache_salt: Requests of different salts share no cached prefix.
+        """
         params = SamplingParams() if params is None else params
-        if request_id in self._groups:
+        if not isinstance(priority, int) or isinstance(priority, bool):
+            raise UserError(f"priority must be an integer, got {priority!r}")
+        if request_id in self._processor:
             raise UserError(f"request id {request_id!r} is in use by an unfinished request")
+        if deadline_s is not None and not deadline_s >= 0:
+            raise UserError(f"deadline_s must be at least 0, got {deadline_s!r}")
         text, token_ids = self.check_request(prompt, params)
+        now = self._clock()
+        deadline = None if deadline_s is None else now + deadline_s
         group = RequestGroup(
-            request_id,
-            text,
-            token_ids,
-            params,
-            seed=self._next_seed() if params.seed is None else params.seed,
-            eos_ids=end_ids(self.compiled),
-            tokenizer=self.tokenizer,
+            request_id, text, token_ids, params, arrival=now, deadline=deadline, eos_ids=end_ids(self.compiled)
         )
-        self._groups[request_id] = group
-        for request in group.requests:
-            self._scheduler.add(request)
+        self._num_added += 1
+        make_requests(
+            group,
+            number=self._num_added,
+            priority=priority,
+            seed=self._seed_of(params),
+            salts=(cache_salt,),
+            page_size=self.compiled.layout.page_size,
+            make_structured=lambda: self._start_form(params),
+        )
+        self._processor.add(group)
+        self.core.add(group)
 
-    def abort_request(self, request_id: str | Iterable[str]) -> None:
-        """Forgets requests and frees their slots at once; ids that are not running are ignored."""
+    def abort_request(self, request_id: str | Iterable[str]) -> list[Output]:
+        """Ends requests and frees their pages at once; returns what they had. Ids that do not run are ignored."""
+        outputs = []
         for name in [request_id] if isinstance(request_id, str) else list(request_id):
-            group = self._groups.pop(name, None)
-            if group is not None:
-                self._scheduler.remove(group.requests)
+            found = self._processor.abort(name)
+            if found is not None:
+                self.core.abort(found[0].requests)
+                outputs.append(found[1])
+        return outputs
 
-    def step(self) -> list[RequestOutput]:
-        """Runs one prefill or decode step; returns the requests that got a token, with all they have so far."""
-        for request in self._scheduler.admit():
-            self._runner.admit(request)
-        batch = self._scheduler.next_batch()
-        if batch is None:
-            return []
-        outputs = self._runner.run(batch)
-        advanced = [request for row in range(len(batch.rows)) if (request := self._absorb(batch, row, outputs))]
-        self._scheduler.remove([request for request in advanced if request.is_finished])
-        groups = dict.fromkeys(request.group for request in advanced)
-        for group in groups:
-            if group.is_finished:
-                del self._groups[group.request_id]
-        return [group.to_output() for group in groups]
+    def step(self) -> list[Output]:
+        """Has the device run a step; returns the requests that got a token or an end, with all they have so far."""
+        wait_s = self.core.seconds_until_due()
+        if wait_s > 0:
+            time.sleep(min(wait_s, MAX_NAP_S))
+        outputs = self.process(self.core.step())
+        self.core.end_stopped()
+        return outputs
+
+    def process(self, updates: Iterable[Update]) -> list[Output]:
+        """Makes outputs of what `core.step` returned, in that order; another thread may do it."""
+        return self._processor.process(updates)
 
     def generate(
         self,
@@ -126,6 +201,16 @@ class LLMEngine:
         """Continues every prompt; as `LLM.generate`, for callers that hold an engine."""
         return self._offline.generate(prompts, prompt_token_ids, sampling_params, use_tqdm)
 
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        *,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        use_tqdm: bool = False,
+    ) -> list[EmbeddingOutput]:
+        """Makes a vector of every prompt; as `LLM.embed`, for callers that hold an engine."""
+        return self._offline.embed(prompts, prompt_token_ids, use_tqdm)
+
     def stream(
         self,
         prompts: Prompt | Sequence[Prompt] | None = None,
@@ -136,73 +221,24 @@ class LLMEngine:
         """Continues every prompt; as `LLM.stream`, for callers that hold an engine."""
         return self._offline.stream(prompts, prompt_token_ids, sampling_params)
 
-    def _absorb(self, batch: Batch, row: int, outputs: StepOutputs) -> Request | None:
-        """Takes one row's results; returns its request if that brought a token."""
-        request = batch.rows[row]
-        if request is None:
-            return None
-        if request.wants_score and request.is_prefilling:
-            self._absorb_scores(batch, row, outputs)
-        request.num_cached += batch.num_new[row]
-        if request.is_prefilling:
-            return None
-        token_id, logprob = int(outputs.ids[row]), float(outputs.logprobs[row])
-        self.num_full_sorts += int(outputs.full_sorts[row])
-        request.cumulative_logprob += logprob
-        if request.params.logprobs is not None:
-            request.logprobs.append(
-                self._logprobs(
-                    token_id,
-                    Logprob(logprob, int(outputs.ranks[row]), self._token_text(token_id)),
-                    outputs.top_ids[row],
-                    outputs.top_logprobs[row],
-                    request.params.logprobs,
-                )
-            )
-        request.append(token_id, self.compiled.max_model_len)
-        if not request.is_finished:
-            self._runner.append(request, token_id)
-        return request
+    def _start_form(self, params: SamplingParams | PoolingParams) -> StructuredOutput | None:
+        """Returns the beginning of the form that a text must have, if it must have any."""
+        form = getattr(params, "structured_outputs", None)
+        return None if form is None else StructuredOutput(form, self._forms)
 
-    def _absorb_scores(self, batch: Batch, row: int, outputs: StepOutputs) -> None:
-        """Adds the log-probabilities of the prompt tokens that follow this chunk's tokens."""
-        request, scores = batch.rows[row], outputs.score
-        if request is None or scores is None or request.params.prompt_logprobs is None:
-            raise RuntimeError("scores were asked for and not computed")
-        following = request.prompt_token_ids[request.num_cached + 1 : request.num_cached + batch.num_new[row] + 1]
-        for index, token_id in enumerate(following, start=row * batch.chunk_len):
-            own = Logprob(float(scores.logprobs[index]), int(scores.ranks[index]), self._token_text(token_id))
-            request.group.prompt_logprobs.append(
-                self._logprobs(
-                    token_id, own, scores.top_ids[index], scores.top_logprobs[index], request.params.prompt_logprobs
-                )
-            )
-
-    def _logprobs(self, token_id: int, own: Logprob, top_ids: Any, top_logprobs: Any, num: int) -> dict[int, Logprob]:
-        """Returns a token's own log-probability and those of the `num` most likely tokens."""
-        result = {token_id: own}
-        for rank in range(min(num, len(top_ids))):
-            top_id = int(top_ids[rank])
-            if top_id not in result:
-                result[top_id] = Logprob(float(top_logprobs[rank]), rank + 1, self._token_text(top_id))
-        return result
-
-    def _token_text(self, token_id: int) -> str | None:
-        if self.tokenizer is None:
-            return None
-        if hasattr(self.tokenizer, "detokenizer"):
-            return self.tokenizer.decode([token_id], skip_special_tokens=False)
-        return self.tokenizer.decode([token_id])
-
-    def _next_seed(self) -> int:
-        """Returns a seed that the engine's seed and the number of requests before this one decide."""
-        self._num_added += 1
-        return int(np.random.SeedSequence([self._seed, self._num_added]).generate_state(1, np.uint32)[0])
+    def _seed_of(self, params: SamplingParams | PoolingParams) -> int:
+        """Returns a request's seed, or one that the engine's and the number of requests before this one decide."""
+        if isinstance(params, PoolingParams):
+            return 0
+        if params.seed is not None:
+            return params.seed
+        self._num_seeds += 1
+        return int(np.random.SeedSequence([self._seed, self._num_seeds]).generate_state(1, np.uint32)[0])
 
     def check_integrity(self) -> None:
         """Raises RuntimeError where an invariant of the engine does not hold."""
-        self._scheduler.check_integrity()
-        held = [*self._scheduler.waiting, *self._scheduler.running.values()]
-        expected = [r for group in self._groups.values() for r in group.requests if not r.is_finished]
-        if set(map(id, held)) != set(map(id, expected)) or len(held) != len(expected):
-            raise RuntimeError(f"the scheduler holds {len(held)} requests and {len(expected)} are unfinished")
+        self.core.check_integrity()
+        scheduler = self.core.scheduler
+        held = {id(request) for request in (*scheduler.waiting, *scheduler.running)}
+        if held != self._processor.unfinished():
+            raise RuntimeError("the scheduler's requests are not those whose outputs are awaited")

@@ -8,7 +8,7 @@ from typing import Any
 from fastgpt_jax.engine.args import make_engine_args
 from fastgpt_jax.engine.engine import LLMEngine
 from fastgpt_jax.engine.offline import Params
-from fastgpt_jax.engine.outputs import RequestOutput
+from fastgpt_jax.engine.outputs import EmbeddingOutput, RequestOutput
 from fastgpt_jax.engine.prompts import Prompt
 
 
@@ -41,6 +41,20 @@ class LLM:
           UserError: A prompt or its parameters cannot be served; the message says which prompt.
         """
         return self.llm_engine.generate(prompts, sampling_params, prompt_token_ids=prompt_token_ids, use_tqdm=use_tqdm)
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        *,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingOutput]:
+        """Makes a vector of every prompt; returns them in the order of the prompts.
+
+        Raises:
+          UserError: The model has no embeddings, or a prompt cannot be served; the message says which prompt.
+        """
+        return self.llm_engine.embed(prompts, prompt_token_ids=prompt_token_ids, use_tqdm=use_tqdm)
 
     def stream(
         self,

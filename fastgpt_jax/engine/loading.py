@@ -52,11 +52,10 @@ def _check_compiled(args: EngineArgs) -> CompiledModel:
         value, found = getattr(args, name), getattr(args.model, name)
         if value is not None and value != found:
             raise UserError(f"{name}={value}, but the model was compiled for {found}; compile it again")
-    asked = (args.dtype, args.tokenizer, args.quantization, args.kv_cache_dtype, args.max_num_batched_tokens)
-    if asked != ("auto", None, None, "auto", None):
+    if (args.dtype, args.tokenizer, args.quantization, args.kv_cache_dtype) != ("auto", None, None, "auto"):
         raise UserError(
-            "dtype, tokenizer, quantization, kv_cache_dtype and max_num_batched_tokens are decided when a model is "
-            "compiled; leave them out for a compiled one"
+            "dtype, tokenizer, quantization and kv_cache_dtype are decided when a model is compiled; leave them out "
+            "for a compiled one"
         )
     return args.model
 

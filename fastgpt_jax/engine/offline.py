@@ -8,7 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-from fastgpt_jax.engine.outputs import RequestOutput
+from fastgpt_jax.engine.outputs import EmbeddingOutput, RequestOutput
+from fastgpt_jax.engine.pooling import PoolingParams
 from fastgpt_jax.engine.prompts import Prompt, as_prompts
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling.params import SamplingParams
@@ -21,10 +22,14 @@ Params = SamplingParams | Mapping[str, Any] | Sequence[SamplingParams | Mapping[
 class Engine(Protocol):
     """What is asked of an engine."""
 
-    def check_request(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, list[int]]: ...
-    def add_request(self, request_id: str, prompt: Prompt, params: SamplingParams | None = None) -> None: ...
-    def abort_request(self, request_id: str | Iterable[str]) -> None: ...
-    def step(self) -> list[RequestOutput]: ...
+    def check_requests(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams | PoolingParams]
+    ) -> list[tuple[str | None, list[int]]]: ...
+    def add_request(
+        self, request_id: str, prompt: Prompt, params: SamplingParams | PoolingParams | None = None
+    ) -> None: ...
+    def abort_request(self, request_id: str | Iterable[str]) -> Any: ...
+    def step(self) -> list[RequestOutput | EmbeddingOutput]: ...
 
 
 class Offline:
@@ -33,42 +38,49 @@ class Offline:
     def __init__(self, engine: Engine):
         self._engine = engine
         self._num_requests = 0
-        self._arrived: dict[str, deque[RequestOutput]] = {}
+        self._arrived: dict[str, deque[Any]] = {}
 
     def generate(
         self, prompts: Any, prompt_token_ids: Any, sampling_params: Params | None, use_tqdm: bool
     ) -> list[RequestOutput]:
         """Continues every prompt; returns the results in the order of the prompts."""
-        finished: dict[int, RequestOutput] = {}
-        requests = self._check(prompts, prompt_token_ids, sampling_params)
-        with tqdm(total=len(requests), desc="prompts", disable=not use_tqdm) as progress:
-            for index, output in self._run(requests):
-                if output.finished:
-                    finished[index] = output
-                    progress.update()
-        return [finished[index] for index in range(len(requests))]
+        given = as_prompts(prompts, prompt_token_ids)
+        return self._finish(given, _as_params(sampling_params, len(given)), use_tqdm)
+
+    def embed(self, prompts: Any, prompt_token_ids: Any, use_tqdm: bool) -> list[EmbeddingOutput]:
+        """Makes a vector of every prompt; returns them in the order of the prompts."""
+        given = as_prompts(prompts, prompt_token_ids)
+        return self._finish(given, [PoolingParams()] * len(given), use_tqdm)
 
     def stream(
         self, prompts: Any, prompt_token_ids: Any, sampling_params: Params | None
     ) -> Iterator[tuple[int, RequestOutput]]:
         """Continues every prompt; yields the prompt's index and all it has so far, after each of its tokens."""
-        return self._run(self._check(prompts, prompt_token_ids, sampling_params))
-
-    def _check(
-        self, prompts: Any, prompt_token_ids: Any, sampling_params: Params | None
-    ) -> list[tuple[Prompt, SamplingParams]]:
-        """Returns prompts as ids with their parameters, all of them servable."""
         given = as_prompts(prompts, prompt_token_ids)
-        requests: list[tuple[Prompt, SamplingParams]] = []
-        for index, (prompt, params) in enumerate(zip(given, _as_params(sampling_params, len(given)), strict=True)):
-            try:
-                text, token_ids = self._engine.check_request(prompt, params)
-            except UserError as error:
-                raise UserError(f"prompt {index}: {error}" if len(given) > 1 else str(error)) from None
-            requests.append(({"prompt": text, "prompt_token_ids": token_ids}, params))
-        return requests
+        return self._run(self._check(given, _as_params(sampling_params, len(given))))
 
-    def _run(self, requests: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[tuple[int, RequestOutput]]:
+    def _finish(self, prompts: Sequence[Prompt], params: Sequence[Any], use_tqdm: bool) -> list[Any]:
+        """Returns the last output of every prompt."""
+        finished: dict[int, Any] = {}
+        requests = self._check(prompts, params)
+        with tqdm(total=len(requests), desc="prompts", disable=not use_tqdm) as progress:
+            for index, output in self._run(requests):
+                if output.finished:
+                    if getattr(output, "error", None) is not None:
+                        raise RuntimeError(f"prompt {index}: a step failed: {output.error}")
+                    finished[index] = output
+                    progress.update()
+        return [finished[index] for index in range(len(requests))]
+
+    def _check(self, prompts: Sequence[Prompt], params: Sequence[Any]) -> list[tuple[Prompt, Any]]:
+        """Returns prompts as ids with their parameters, all of them servable."""
+        checked = self._engine.check_requests(prompts, params)
+        return [
+            ({"prompt": text, "prompt_token_ids": token_ids}, one)
+            for (text, token_ids), one in zip(checked, params, strict=True)
+        ]
+
+    def _run(self, requests: Sequence[tuple[Prompt, Any]]) -> Iterator[tuple[int, Any]]:
         index_of: dict[str, int] = {}
         for index, (prompt, params) in enumerate(requests):
             request_id = f"offline-{self._num_requests}"

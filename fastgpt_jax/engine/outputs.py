@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+from jaxtyping import Float32
+
+from fastgpt_jax.engine.stats import RequestMetrics
+
 
 @dataclasses.dataclass(frozen=True)
 class Logprob:
@@ -25,7 +30,8 @@ class CompletionOutput:
       token_ids: Generated tokens, including one that ended the request.
       cumulative_logprob: Sum of the tokens' log-probabilities.
       logprobs: Per generated token its own and the most likely tokens' log-probabilities; None where not asked for.
-      finish_reason: "stop" (end of sequence, stop token or stop string), "length", or None while it runs.
+      finish_reason: "stop" (end of sequence, stop token or stop string), "length", "abort", "deadline" (it took longer
+        than it was given), "error" (a step failed), or None while it runs.
       stop_reason: The stop string or stop token id that ended it; None for the end-of-sequence token.
     """
 
@@ -42,7 +48,10 @@ class CompletionOutput:
 class RequestOutput:
     """A prompt and its continuations.
 
-    `prompt_logprobs` holds None for the first token, which nothing precedes, then one mapping a token.
+    Attributes:
+      prompt_logprobs: None for the first token, which nothing precedes, then one mapping a token.
+      metrics: When things happened to it; not part of what makes two outputs equal.
+      error: What went wrong where a finish reason is "error"; for logs, not for strangers.
     """
 
     request_id: str
@@ -51,3 +60,20 @@ class RequestOutput:
     prompt_logprobs: tuple[dict[int, Logprob] | None, ...] | None
     outputs: tuple[CompletionOutput, ...]
     finished: bool
+    metrics: RequestMetrics = dataclasses.field(default=RequestMetrics(0.0), compare=False)
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EmbeddingOutput:
+    """A prompt as a vector.
+
+    Attributes:
+      embedding: What the projection to the vocabulary reads after the last token of the prompt, at length 1 (L2).
+    """
+
+    request_id: str
+    embedding: Float32[np.ndarray, " D"]
+    prompt_token_ids: tuple[int, ...]
+    finished: bool = True
+    metrics: RequestMetrics = RequestMetrics(0.0)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastgpt_jax.engine.compiled import CompiledModel
+from fastgpt_jax.engine.pooling import PoolingParams
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling.params import SamplingParams
 
@@ -67,8 +68,12 @@ def check_prompt(token_ids: Sequence[int], compiled: CompiledModel) -> None:
         )
 
 
-def check_params(params: SamplingParams, compiled: CompiledModel) -> None:
+def check_params(params: SamplingParams | PoolingParams, compiled: CompiledModel) -> None:
     """Raises UserError where the parameters ask for what this model does not have."""
+    if isinstance(params, PoolingParams):
+        if not getattr(compiled, "hidden_size", 0):
+            raise UserError("this model has no embeddings: what its vocabulary projection reads cannot be told apart")
+        return
     if not isinstance(params, SamplingParams):
         raise UserError(f"sampling parameters must be SamplingParams, got {type(params).__name__}")
     for name in ("logprobs", "prompt_logprobs"):

@@ -1,53 +1,73 @@
 """One continuation of one prompt on its way through the engine, and the group of continuations a user asked for.
 
-Knows no device and no scheduling. The one idea: a request is its tokens and a count of how many the cache holds;
-where it stands (waiting, prefill, decode, finished) follows from these.
+Knows no device, no text and no scheduling. The one idea: a request is its tokens and a count of how many of their rows
+the caches hold; where it stands (waiting, prefill, decode, finished) follows from these, and so does what is left to
+do after it lost its pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from fastgpt_jax.engine.outputs import CompletionOutput, Logprob, RequestOutput
-from fastgpt_jax.engine.text import OutputText
+from fastgpt_jax.engine.device_caches import SavedRows
+from fastgpt_jax.engine.page_keys import PageKeys
+from fastgpt_jax.engine.pooling import PoolingParams
 from fastgpt_jax.sampling.params import SamplingParams
+from fastgpt_jax.sampling.structured import StructuredOutput
 
 
 class Request:
     """One continuation.
 
-    Invariants: `num_cached <= len(prompt) + len(output)`; it decodes when exactly its newest token is not cached; it
-    holds a slot from admission until it finishes; `finish_reason` is set once.
+    Invariants: it holds a slot and pages, or neither; `num_computed` rows lie in its pages once all steps given to the
+    device are done, `num_computed < num_wanted` while it may run; `finish_reason` is set once, and then it holds
+    nothing.
+
+    Attributes:
+      order: What comes first: lower priority values, then earlier arrivals.
+      num_computed: Rows that its pages hold, or will hold when the steps under way are done.
+      num_awaited: Tokens of its output that steps under way, or planned, will bring.
+      service: Prompt tokens it was served, by which equals take turns.
+      structured: The form that its text must have (`StructuredOutput`); None where it is free.
+      num_scored: Prompt tokens whose log-probabilities are known; the first has none.
+      is_counted: Whether statistics know of it.
+      is_scored: Whether the log-probabilities of all its prompt's tokens are known, or not wanted.
     """
 
     def __init__(
         self,
         group: RequestGroup,
         index: int,
+        *,
+        order: tuple[int, int, int],
         seed: int,
-        stop_ids: frozenset[int],
-        eos_ids: frozenset[int],
-        text: OutputText,
+        keys: PageKeys,
+        structured: StructuredOutput | None = None,
     ):
         self.group = group
         self.index = index
+        self.order = order
         self.seed = seed
-        self.eos_ids = eos_ids
-        self.stop_ids = stop_ids
-        self.text = text
-        self.needs_full_sampler = group.params.needs_full_sampler
-        self.wants_score = index == 0 and group.params.prompt_logprobs is not None
+        self.keys = keys
+        self.structured = structured
+        self.needs_full_sampler = structured is not None or group.needs_full_sampler
         self.output_token_ids: list[int] = []
-        self.logprobs: list[dict[int, Logprob]] = []
-        self.cumulative_logprob = 0.0
         self.slot: int | None = None
-        self.num_cached = 0
+        self.pages: list[int] = []
+        self.num_computed = 0
+        self.num_named = 0
+        self.num_awaited = 0
+        self.is_scored = index > 0 or not group.wants_score or self.num_prompt == 1
+        self.num_scored = 0
+        self.is_counted = False
+        self.saved: SavedRows | None = None
+        self.service = 0
+        self.snapshot_key: bytes | None = None
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
 
     @property
-    def params(self) -> SamplingParams:
+    def params(self) -> SamplingParams | PoolingParams:
         return self.group.params
 
     @property
@@ -55,111 +75,150 @@ class Request:
         return self.group.prompt_token_ids
 
     @property
-    def num_tokens(self) -> int:
-        """Prompt and output together."""
-        return len(self.prompt_token_ids) + len(self.output_token_ids)
-
-    def tokens(self, start: int, stop: int) -> list[int]:
-        """Returns a stretch of prompt and output together, shorter where these end."""
-        num_prompt = len(self.prompt_token_ids)
-        from_output = self.output_token_ids[max(start - num_prompt, 0) : max(stop - num_prompt, 0)]
-        return [*self.prompt_token_ids[start:stop], *from_output]
+    def num_prompt(self) -> int:
+        return len(self.group.prompt_token_ids)
 
     @property
-    def page(self) -> int:
-        """The page that its slot is; RuntimeError where it holds none."""
+    def num_tokens(self) -> int:
+        """Prompt and output that are known."""
+        return len(self.group.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_wanted(self) -> int:
+        """Rows that its next token follows from; tokens under way are counted."""
+        return len(self.group.prompt_token_ids) + len(self.output_token_ids) + self.num_awaited
+
+    @property
+    def num_left(self) -> int:
+        """Rows to be computed before its next token."""
+        return self.num_wanted - self.num_computed
+
+    @property
+    def held_slot(self) -> int:
+        """Its slot; RuntimeError where it holds none."""
         if self.slot is None:
             raise RuntimeError("a request without a slot was scheduled")
         return self.slot
 
     @property
-    def is_prefilling(self) -> bool:
-        """Whether prompt tokens are still to be computed."""
-        return self.num_cached < len(self.prompt_token_ids)
-
-    @property
     def is_finished(self) -> bool:
         return self.finish_reason is not None
 
-    @property
-    def banned_ids(self) -> frozenset[int]:
-        """Tokens that would end the request before `min_tokens`."""
-        if len(self.output_token_ids) < self.params.min_tokens:
-            return self.eos_ids | self.stop_ids
-        return frozenset()
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Returns a stretch of prompt and output together, shorter where these end."""
+        num_prompt = self.num_prompt
+        if start >= num_prompt:
+            return self.output_token_ids[start - num_prompt : stop - num_prompt]
+        return [*self.group.prompt_token_ids[start:stop], *self.output_token_ids[: max(stop - num_prompt, 0)]]
+
+    def page_keys(self, num_pages: int) -> list[bytes]:
+        """The names of its first pages, which must be full of known tokens."""
+        return self.keys.up_to(num_pages, self.tokens)
 
     def append(self, token_id: int, max_model_len: int) -> None:
-        """Adds a sampled token and decides whether it is the last."""
+        """Adds a sampled token and decides, by ids alone, whether it is the last."""
+        group = self.group
         self.output_token_ids.append(token_id)
-        may_stop = len(self.output_token_ids) > self.params.min_tokens
-        if token_id in self.eos_ids:
-            self._end("stop", None, token_id)
-        elif token_id in self.stop_ids:
-            self._end("stop", token_id, token_id)
-        elif (match := self.text.add(token_id, may_stop=may_stop)) is not None:
-            self._end("stop", match.stop)
-        elif self.num_tokens >= max_model_len or len(self.output_token_ids) == self.params.max_tokens:
-            match = self.text.finish(may_stop=may_stop)
-            self._end("length" if match is None else "stop", None if match is None else match.stop)
+        if token_id in group.eos_ids:
+            self.end("stop", None)
+        elif token_id in group.stop_ids:
+            self.end("stop", token_id)
+        elif self.num_tokens >= max_model_len or len(self.output_token_ids) == group.max_tokens:
+            self.end("length", None)
 
-    def _end(self, finish_reason: str, stop_reason: str | int | None, last_token_id: int | None = None) -> None:
-        """Finishes; a token that ended the request shows as text only where the parameters ask for it."""
-        if last_token_id is not None and self.params.include_stop_str_in_output:
-            self.text.add(last_token_id, may_stop=False)
-        self.text.finish(may_stop=False)
+    def will_end(self, max_model_len: int) -> bool:
+        """Whether the tokens under way are the last for sure, whatever they are."""
+        if not self.num_awaited:
+            return False
+        num_outputs = len(self.output_token_ids) + self.num_awaited
+        return num_outputs == self.group.max_tokens or self.num_wanted >= max_model_len
+
+    def end(self, finish_reason: str, stop_reason: str | int | None = None) -> None:
+        """Finishes."""
         self.finish_reason = finish_reason
         self.stop_reason = stop_reason
 
-    def to_output(self) -> CompletionOutput:
-        """Returns a copy of what there is so far."""
-        return CompletionOutput(
-            index=self.index,
-            text=self.text.visible,
-            token_ids=tuple(self.output_token_ids),
-            cumulative_logprob=self.cumulative_logprob,
-            logprobs=None if self.params.logprobs is None else tuple(self.logprobs),
-            finish_reason=self.finish_reason,
-            stop_reason=self.stop_reason,
-        )
-
 
 class RequestGroup:
-    """What a user asked for under one id: a prompt and its `n` continuations, which share the prompt's scores."""
+    """What a user asked for under one id: a prompt and its `n` continuations, which share the prompt.
+
+    Attributes:
+      prompt: The prompt as text, where it came so.
+      deadline: When it ends whatever it has, in seconds of the monotonic clock; None for never.
+      eos_ids, stop_ids: Tokens that end it.
+      first_scheduled: When its first step was given to the device.
+      num_cached_tokens: Prompt tokens of its first continuation that were found in the prefix cache.
+    """
 
     def __init__(
         self,
         request_id: str,
         prompt: str | None,
         prompt_token_ids: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         *,
-        seed: int,
+        arrival: float,
+        deadline: float | None,
         eos_ids: Sequence[int],
-        tokenizer: Any,
     ):
         self.request_id = request_id
         self.prompt = prompt
         self.prompt_token_ids = tuple(prompt_token_ids)
         self.params = params
-        self.prompt_logprobs: list[dict[int, Logprob] | None] = [None]
-        ends = frozenset(() if params.ignore_eos else eos_ids)
-        stops = frozenset(params.stop_token_ids)
-        self.requests = tuple(
-            Request(self, index, seed + index, stops, ends, OutputText(tokenizer, params, self.prompt_token_ids))
-            for index in range(params.n)
-        )
+        self.arrival = arrival
+        self.deadline = deadline
+        self.first_scheduled: float | None = None
+        self.num_cached_tokens = 0
+        self.requests: tuple[Request, ...] = ()
+        if isinstance(params, PoolingParams):
+            self.eos_ids, self.stop_ids = frozenset(), frozenset()
+            self.max_tokens, self.min_tokens = 1, 0
+            self.needs_full_sampler = self.wants_score = self.wants_logprobs = False
+        else:
+            self.eos_ids = frozenset(() if params.ignore_eos else eos_ids)
+            self.stop_ids = frozenset(params.stop_token_ids)
+            self.max_tokens, self.min_tokens = params.max_tokens, params.min_tokens
+            self.needs_full_sampler = params.needs_full_sampler
+            self.wants_score = params.prompt_logprobs is not None
+            self.wants_logprobs = params.logprobs is not None
+
+    @property
+    def is_pooling(self) -> bool:
+        """Whether an embedding is wanted, and no continuation."""
+        return isinstance(self.params, PoolingParams)
 
     @property
     def is_finished(self) -> bool:
         return all(request.is_finished for request in self.requests)
 
-    def to_output(self) -> RequestOutput:
-        """Returns a copy of what there is so far."""
-        return RequestOutput(
-            request_id=self.request_id,
-            prompt=self.prompt,
-            prompt_token_ids=self.prompt_token_ids,
-            prompt_logprobs=None if self.params.prompt_logprobs is None else tuple(self.prompt_logprobs),
-            outputs=tuple(request.to_output() for request in self.requests),
-            finished=self.is_finished,
+
+def make_requests(
+    group: RequestGroup,
+    *,
+    number: int,
+    priority: int,
+    seed: int,
+    salts: Sequence[str],
+    page_size: int,
+    make_structured: Callable[[], StructuredOutput | None] = lambda: None,
+) -> None:
+    """Gives a group its continuations.
+
+    Args:
+      number: How many groups came before it.
+      seed: Of the first continuation; the others have those that follow.
+      salts: What besides the tokens decides who may share their rows.
+      make_structured: Makes the form that the text of one continuation must have; None where it is free.
+    """
+    num = 1 if isinstance(group.params, PoolingParams) else group.params.n
+    group.requests = tuple(
+        Request(
+            group,
+            index,
+            order=(priority, number, index),
+            seed=seed + index,
+            keys=PageKeys(salts, page_size),
+            structured=make_structured(),
         )
+        for index in range(num)
+    )

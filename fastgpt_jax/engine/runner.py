@@ -1,82 +1,176 @@
-"""Turns a batch into the arrays of one compiled step, runs it, and brings the results back as NumPy.
+"""Turns a plan into the arrays of one compiled step, gives them to the device, and brings back what was asked for.
 
-Knows no policy. The one idea: the device state has one owner, which replaces it at every step, since a step donates
-the one it was given.
+Knows no policy. The one idea: whatever a plan says is laid out while the step before runs; what only that step can tell
+(its tokens, and who is done) is filled in just before the next one starts.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import time
+from typing import Any
+
 import jax
 import numpy as np
 
+from fastgpt_jax.artifact.entry_points import EntryPointKey, Variant
 from fastgpt_jax.engine.compiled import CompiledModel
+from fastgpt_jax.engine.device_caches import DeviceCaches
 from fastgpt_jax.engine.request import Request
-from fastgpt_jax.engine.scheduler import Batch
-from fastgpt_jax.sampling.inputs import SamplerInputs
+from fastgpt_jax.engine.scheduler import Plan
+from fastgpt_jax.engine.shapes import Row
+from fastgpt_jax.sampling.params import SamplingParams
 from fastgpt_jax.sampling.step_io import StepInputs, StepOutputs
 from fastgpt_jax.sampling.table import SamplerTable
+
+
+@dataclasses.dataclass(frozen=True)
+class InFlight:
+    """A step that the device was given.
+
+    Attributes:
+      key: The entry point.
+      outputs: Its outputs, on the device.
+      dispatched: When, in seconds of the monotonic clock.
+    """
+
+    plan: Plan
+    key: EntryPointKey
+    outputs: StepOutputs
+    dispatched: float
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the device is through with it."""
+        is_ready = getattr(self.outputs.ids, "is_ready", None)
+        return is_ready is None or is_ready()
+
+
+@dataclasses.dataclass(frozen=True)
+class Fetched:
+    """Results of a step on the host; None for what nobody asked for."""
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+    full_sorts: np.ndarray | None = None
+    ranks: np.ndarray | None = None
+    top_ids: np.ndarray | None = None
+    top_logprobs: np.ndarray | None = None
+    score: Any = None
+    hidden: np.ndarray | None = None
 
 
 class Runner:
     """Runs steps of one compiled model, and keeps the sampler's inputs of the requests that hold slots.
 
-    Invariants: `_state` is never one that was donated; a slot's row of the table holds its request's history.
+    Invariants: a slot's row of the table holds its request's history, where that needs the full sampler; no array that
+    a step was given is changed afterwards.
     """
 
-    def __init__(self, compiled: CompiledModel):
+    def __init__(self, compiled: CompiledModel, caches: DeviceCaches, page_tables: np.ndarray):
+        """Args: page_tables: The pages of the request in each slot, kept by others."""
         self._compiled = compiled
-        self._state = compiled.init_state()
+        self._caches = caches
+        self._page_tables = page_tables
         self._table = SamplerTable(compiled.max_num_seqs, compiled.vocab_size, compiled.max_model_len)
 
     def admit(self, request: Request) -> None:
-        """Prepares the sampler for a request that got its slot."""
-        slot = request.page
-        prompt = request.prompt_token_ids
-        self._table.write(slot, request.params, prompt, num_prompt=len(prompt), seed=request.seed)
-        self._table.ban(slot, request.banned_ids)
+        """Prepares the sampler for a request that got its slot, with all it has so far."""
+        params, slot = request.params, request.slot
+        if slot is None or not request.needs_full_sampler or not isinstance(params, SamplingParams):
+            return
+        tokens = request.tokens(0, request.num_tokens)
+        self._table.write(slot, params, tokens, num_prompt=request.num_prompt, seed=request.seed)
+        if len(request.output_token_ids) < request.group.min_tokens:
+            self._table.ban(slot, request.group.eos_ids | request.group.stop_ids)
 
     def append(self, request: Request, token_id: int) -> None:
         """Tells the sampler of a generated token that another one will follow."""
-        self._table.append(request.page, token_id)
-        if len(request.output_token_ids) == request.params.min_tokens:
-            self._table.allow_all(request.page)
+        if request.slot is None or not request.needs_full_sampler:
+            return
+        self._table.append(request.slot, token_id)
+        if len(request.output_token_ids) == request.group.min_tokens and request.structured is None:
+            self._table.allow_all(request.slot)
 
-    def run(self, batch: Batch) -> StepOutputs:
-        """Runs one step and waits for it, so that the arrays handed over may be changed afterwards."""
-        is_scored = any(request.wants_score and request.is_prefilling for request in batch.requests)
-        is_full = is_scored or any(request.needs_full_sampler for request in batch.requests)
-        outputs, self._state = self._compiled.step(
-            self._state,
-            make_step_inputs(batch, self._compiled.layout.pages_per_request(self._compiled.max_model_len)),
-            self._sampler_inputs(batch) if is_full else None,
-            variant="full" if is_full else "greedy",
-            score=is_scored,
+    def constrain(self, request: Request) -> None:
+        """Lets a request's next token be one that its form takes, and none that would end it too early."""
+        if request.slot is None or request.structured is None:
+            return
+        is_early = len(request.output_token_ids) < request.group.min_tokens
+        banned = request.group.eos_ids | request.group.stop_ids if is_early else frozenset()
+        self._table.restrict(request.slot, request.structured.bitmask(), banned)
+
+    def prepare(self, plan: Plan) -> StepInputs:
+        """Lays out what is known of a step."""
+        num_rows, chunk_len = plan.shape.num_rows, plan.shape.chunk_len
+        tokens = np.zeros((num_rows, chunk_len), np.int32)
+        targets = np.zeros((num_rows, chunk_len), np.int32)
+        num_new, cache_len, slots = (np.zeros((num_rows,), np.int32) for _ in range(3))
+        for index, row in enumerate(plan.rows):
+            cache_len[index], num_new[index], slots[index] = row.start, row.num_new, row.request.held_slot
+            _fill(tokens[index], row)
+            if plan.is_scored:
+                following = row.request.tokens(row.start + 1, row.stop + 1)
+                targets[index, : len(following)] = following
+        return StepInputs(
+            tokens=tokens.reshape(-1),
+            num_new=num_new,
+            page_table=self._page_tables[slots],
+            cache_len=cache_len,
+            slots=slots,
+            targets=targets.reshape(-1),
         )
-        return jax.device_get(outputs)
 
-    def _sampler_inputs(self, batch: Batch) -> SamplerInputs:
-        return self._table.take([None if request is None else request.slot for request in batch.rows])
+    def dispatch(self, plan: Plan, inputs: StepInputs) -> InFlight | None:
+        """Completes a step and gives it to the device; None where all that it was for has ended."""
+        tokens = np.asarray(inputs.tokens).reshape(plan.shape.num_rows, -1)
+        is_idle = True
+        for index, row in enumerate(plan.rows):
+            if row.request.is_finished:
+                inputs.num_new[index] = 0
+                continue
+            is_idle = False
+            if not plan.is_independent:
+                _fill(tokens[index], row)
+        if is_idle:
+            return None
+        rows = [row for row in plan.rows if not row.request.is_finished]
+        is_full = plan.is_scored or any(row.request.needs_full_sampler for row in rows)
+        variant: Variant = "full" if is_full else "greedy"
+        key = EntryPointKey(plan.shape.num_tokens, plan.shape.num_rows, variant, plan.is_scored)
+        sampler = self._table.take(self._sampled_slots(plan)) if is_full else None
+        outputs, self._caches.state = self._compiled.step(
+            self._caches.state, inputs, sampler, variant=variant, score=plan.is_scored
+        )
+        return InFlight(plan, key, outputs, time.monotonic())
+
+    def fetch(self, step: InFlight) -> Fetched:
+        """Waits for a step and brings what its requests asked for."""
+        outputs, plan = step.outputs, step.plan
+        sampled = [row.request for row, samples in zip(plan.rows, plan.samples, strict=True) if samples]
+        names = ["ids", "logprobs"]
+        if step.key.variant == "full":
+            names.append("full_sorts")
+        if any(request.group.wants_logprobs for request in sampled):
+            names += ["ranks", "top_ids", "top_logprobs"]
+        if plan.is_scored:
+            names.append("score")
+        if any(request.group.is_pooling for request in sampled):
+            names.append("hidden")
+        values = jax.device_get([getattr(outputs, name) for name in names])
+        return Fetched(**dict(zip(names, values, strict=True)))
+
+    def _sampled_slots(self, plan: Plan) -> list[int | None]:
+        """The rows of the table; neutral ones for idle rows and for requests that take the most likely token."""
+        slots: list[int | None] = [None] * plan.shape.num_rows
+        for index, row in enumerate(plan.rows):
+            request = row.request
+            if plan.samples[index] and request.needs_full_sampler and not request.is_finished:
+                slots[index] = request.slot
+        return slots
 
 
-def make_step_inputs(batch: Batch, pages_per_request: int) -> StepInputs:
-    """Lays the batch's new tokens out in rows of `chunk_len`, with the token that follows each as its target."""
-    num_rows = len(batch.rows)
-    tokens = np.zeros((num_rows, batch.chunk_len), np.int32)
-    targets = np.zeros((num_rows, batch.chunk_len), np.int32)
-    cache_len = np.zeros((num_rows,), np.int32)
-    for row, (request, num_new) in enumerate(zip(batch.rows, batch.num_new, strict=True)):
-        if request is None:
-            continue
-        start = cache_len[row] = request.num_cached
-        tokens[row, :num_new] = request.tokens(start, start + num_new)
-        following = request.tokens(start + 1, start + num_new + 1)
-        targets[row, : len(following)] = following
-    slots = np.asarray(batch.slots, np.int32)
-    return StepInputs(
-        tokens=tokens.reshape(-1),
-        num_new=np.asarray(batch.num_new, np.int32),
-        page_table=slots[:, None] * pages_per_request + np.arange(pages_per_request, dtype=np.int32),
-        cache_len=cache_len,
-        slots=slots,
-        targets=targets.reshape(-1),
-    )
+def _fill(tokens: np.ndarray, row: Row) -> None:
+    """Writes the tokens of a row that are known."""
+    known = row.request.tokens(row.start, row.stop)
+    tokens[: len(known)] = known

@@ -1,0 +1,384 @@
+"""The loop that knows ids alone: requests in, steps of the compiled model, tokens out.
+
+Knows no text. The one idea: while the device runs one step the next is chosen and laid out; when the ids of the first
+are there, they are filled in, and the next starts before anybody looks at what the first means.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from fastgpt_jax.engine.cache_memory import CacheMemory
+from fastgpt_jax.engine.compile_counter import compile_counter
+from fastgpt_jax.engine.compiled import CompiledModel
+from fastgpt_jax.engine.core_options import CoreOptions
+from fastgpt_jax.engine.device_caches import DeviceCaches
+from fastgpt_jax.engine.device_clock import DeviceClock
+from fastgpt_jax.engine.request import Request, RequestGroup
+from fastgpt_jax.engine.runner import Fetched, InFlight, Runner
+from fastgpt_jax.engine.scheduler import Batching, How, Plan, Scheduler
+from fastgpt_jax.engine.shapes import Row, Shapes
+from fastgpt_jax.engine.stats import EngineStats
+from fastgpt_jax.engine.updates import TokenScore, Update
+
+MIN_DEADLINES = 512
+"""Deadlines of finished requests are kept up to about so many before they are cleared away."""
+
+
+class EngineCore:
+    """Runs requests of different lengths together.
+
+    Invariants: every unfinished request is in the scheduler; at most two steps are under way, and at the end of `step`
+    one; whatever is asked of it between two calls of `step` takes effect at once.
+    """
+
+    def __init__(self, compiled: CompiledModel, options: CoreOptions, clock: Callable[[], float] = time.monotonic):
+        layout = compiled.layout
+        self.compiled = compiled
+        self._clock = clock
+        self._caches = DeviceCaches(compiled)
+        pages_per_request = layout.pages_per_request(compiled.max_model_len)
+        memory = CacheMemory(
+            self._caches,
+            num_slots=compiled.max_num_seqs,
+            num_pages=layout.num_pages,
+            page_size=layout.page_size,
+            pages_per_request=pages_per_request,
+            min_first_chunk=compiled.min_first_chunk,
+            has_prefix_cache=options.enable_prefix_caching,
+            max_snapshots=options.max_snapshots or 2 * compiled.max_num_seqs,
+            swap_bytes=options.swap_bytes,
+            poisons=options.poison_freed_pages,
+        )
+        shapes = Shapes(
+            compiled.buckets,
+            is_ragged=layout.form == "ragged",
+            min_first_chunk=compiled.min_first_chunk,
+            max_tokens=options.max_num_batched_tokens,
+        )
+        batching = Batching(
+            min(options.max_batch or compiled.max_num_seqs, compiled.max_num_seqs),
+            options.min_batch,
+            options.batch_timeout_ms / 1000,
+        )
+        self.scheduler = Scheduler(memory, shapes, batching, compiled.max_model_len)
+        self._runner = Runner(compiled, self._caches, memory.table)
+        self._memory = memory
+        self._device_clock = DeviceClock()
+        self._in_flight: deque[InFlight] = deque()
+        self._deadlines: list[tuple[float, int, RequestGroup]] = []
+        self._updates: list[Update] = []
+        self._stops: deque[tuple[Request, str]] = deque()
+        self._counts = dict.fromkeys(_COUNTS, 0)
+        self.num_full_sorts = 0
+        self._compiles = compile_counter()
+        self._num_compiles_before = self._compiles.num_compiles
+
+    @property
+    def has_unfinished_requests(self) -> bool:
+        """Whether `step` has anything to do, or to tell."""
+        return bool(self.scheduler.waiting or self.scheduler.running or self._updates or self._stops)
+
+    def seconds_until_due(self) -> float:
+        """How long until `step` has something to do, where it waits for more requests to begin with; else 0."""
+        if self._updates or self._stops or self._in_flight:
+            return 0.0
+        wait_s = self.scheduler.seconds_until_due(now := self._clock())
+        return min(wait_s, max(self._deadlines[0][0] - now, 0.0)) if self._deadlines else wait_s
+
+    def add(self, group: RequestGroup) -> None:
+        """Queues all continuations of a prompt."""
+        for request in group.requests:
+            self.scheduler.add(request)
+        if group.deadline is not None:
+            if len(self._deadlines) > 2 * (MIN_DEADLINES + len(self.scheduler.waiting) + len(self.scheduler.running)):
+                self._deadlines = [entry for entry in self._deadlines if not entry[2].is_finished]
+                heapq.heapify(self._deadlines)
+            heapq.heappush(self._deadlines, (group.deadline, group.requests[0].order[1], group))
+
+    def abort(self, requests: Iterable[Request]) -> None:
+        """Ends requests and frees all they hold at once; nothing more is told of them."""
+        for request in requests:
+            if not request.is_finished:
+                self._end(request, "abort")
+
+    def stop(self, request: Request, stop: str) -> None:
+        """Ends a request whose text has ended, before the next step; may be called from another thread."""
+        self._stops.append((request, stop))
+
+    def step(self) -> list[Update]:
+        """Has the device run a step; returns the news of the one that is done."""
+        self.end_stopped()
+        self._end_overdue()
+        if not self._in_flight:
+            self._launch(self._plan())
+        if self._in_flight:
+            self._turn()
+        if not (self.scheduler.running or self.scheduler.waiting):
+            self._forget_steps()
+        updates, self._updates = self._updates, []
+        return updates
+
+    def preempt(self, request: Request, how: How) -> None:
+        """Takes its pages from a running request, as happens when there are too few."""
+        self.scheduler.preempt(request, how)
+
+    def _turn(self) -> None:
+        """Prepares a step while the oldest runs, takes what that brings, and starts the next."""
+        self._see()
+        plan = self._plan()
+        self._see()
+        if plan is not None and plan[0].is_independent:
+            self._launch(plan)
+            plan = None
+        if not self._in_flight:  # the launch failed, and all begins anew
+            return
+        step = self._in_flight.popleft()
+        try:
+            fetched = self._runner.fetch(step)
+        except Exception as error:
+            self._recover(step.plan.requests, error)
+            return
+        self._device_clock.end(self._clock())
+        self._absorb(step.plan, fetched)
+        self._launch(plan)
+        if not self._in_flight:
+            self._launch(self._plan())
+
+    def _see(self) -> None:
+        if self._in_flight:
+            self._device_clock.see(self._in_flight[0].is_done, self._clock())
+
+    def _plan(self) -> tuple[Plan, Any] | None:
+        """Chooses the next step and lays it out."""
+        try:
+            plan = self.scheduler.schedule(self._clock())
+            for request in self.scheduler.take_admitted():
+                self._runner.admit(request)
+            return None if plan is None else (plan, self._runner.prepare(plan))
+        except Exception as error:
+            # Pages are moved here, so it may be a step under way that failed; else it is nobody's but all of theirs.
+            blamed = self._in_flight[0].plan.requests if self._in_flight else tuple(self.scheduler.running)
+            self._recover(blamed or tuple(self.scheduler.waiting[:1]), error)
+            return None
+
+    def _launch(self, plan: tuple[Plan, Any] | None) -> None:
+        """Gives a step to the device, and names the pages that it fills."""
+        if plan is None:
+            return
+        try:
+            self._constrain(plan[0])
+            step = self._runner.dispatch(*plan)
+            if step is None:
+                return
+            for request in step.plan.requests:
+                if not request.is_finished:
+                    self._memory.name_pages(request)
+        except Exception as error:
+            self._recover(plan[0].requests, error)
+            return
+        self._in_flight.append(step)
+        self._device_clock.start(step.key, step.dispatched)
+        self._count(step)
+
+    def _constrain(self, plan: Plan) -> None:
+        """Asks forms of texts what they allow; one that fails ends its own request."""
+        for row, samples in zip(plan.rows, plan.samples, strict=True):
+            request = row.request
+            if not samples or request.structured is None or request.is_finished:
+                continue
+            try:
+                self._runner.constrain(request)
+                failure = request.structured.failure
+            except Exception as error:
+                failure = _describe(error)
+            if failure is not None:
+                self._fail(request, failure)
+
+    def _absorb(self, plan: Plan, fetched: Fetched) -> None:
+        """Takes the results of a step."""
+        for index, (row, samples) in enumerate(zip(plan.rows, plan.samples, strict=True)):
+            request = row.request
+            if request.is_finished:
+                continue
+            scores = self._prompt_scores(row, index * plan.shape.chunk_len, fetched) if plan.is_scored else ()
+            if not samples:
+                if scores:
+                    self._updates.append(Update(request, prompt_scores=scores))
+                continue
+            request.num_awaited -= 1
+            if request.group.is_pooling:
+                self._end(request, "stop")
+                self._updates.append(Update(request, hidden=_asked(fetched.hidden)[index], finish_reason="stop"))
+            else:
+                self._append(request, index, fetched, scores)
+
+    def _append(self, request: Request, index: int, fetched: Fetched, scores: tuple[TokenScore, ...]) -> None:
+        """Gives a request its next token."""
+        token_id = int(fetched.ids[index])
+        token = TokenScore(token_id, float(fetched.logprobs[index]))
+        if request.group.wants_logprobs:
+            token = TokenScore(
+                token_id,
+                token.logprob,
+                int(_asked(fetched.ranks)[index]),
+                _asked(fetched.top_ids)[index],
+                _asked(fetched.top_logprobs)[index],
+            )
+        if fetched.full_sorts is not None:
+            self.num_full_sorts += int(fetched.full_sorts[index])
+        self._counts["generation_tokens"] += 1
+        request.append(token_id, self.compiled.max_model_len)
+        error = self._accept(request, token_id)
+        if request.is_finished:
+            self.scheduler.remove(request)
+        else:
+            self._runner.append(request, token_id)
+        self._updates.append(
+            Update(
+                request,
+                token,
+                scores,
+                finish_reason=request.finish_reason,
+                stop_reason=request.stop_reason,
+                error=error,
+            )
+        )
+
+    def _accept(self, request: Request, token_id: int) -> str | None:
+        """Tells the form of a text of its next token, which may end it; returns what went wrong."""
+        if request.structured is None:
+            return None
+        try:
+            request.structured.accept(token_id)
+            failure = request.structured.failure
+        except Exception as error:
+            failure = _describe(error)
+        if failure is not None:
+            request.end("error")
+        elif request.structured.is_terminated and not request.is_finished:
+            request.end("stop")
+        return failure
+
+    def _prompt_scores(self, row: Row, first: int, fetched: Fetched) -> tuple[TokenScore, ...]:
+        """The scores of the prompt tokens that follow a row's tokens, but for those that are known."""
+        request, score = row.request, fetched.score
+        if request.is_scored:
+            return ()
+        start = max(row.start + 1, request.num_scored + 1)
+        scores = []
+        for position in range(start, min(row.stop + 1, request.num_prompt)):
+            index = first + position - row.start - 1
+            scores.append(
+                TokenScore(
+                    request.prompt_token_ids[position],
+                    float(score.logprobs[index]),
+                    int(score.ranks[index]),
+                    score.top_ids[index],
+                    score.top_logprobs[index],
+                )
+            )
+        request.num_scored = max(request.num_scored, min(row.stop, request.num_prompt - 1))
+        request.is_scored = request.num_scored == request.num_prompt - 1
+        return tuple(scores)
+
+    def _end(self, request: Request, finish_reason: str, stop_reason: str | int | None = None) -> None:
+        self.scheduler.remove(request)
+        request.end(finish_reason, stop_reason)
+        if not (self.scheduler.running or self.scheduler.waiting):
+            self._forget_steps()
+
+    def end_stopped(self) -> None:
+        """Ends the requests whose texts have ended."""
+        while self._stops:
+            request, stop = self._stops.popleft()
+            if not request.is_finished:
+                self._end(request, "stop", stop)
+
+    def _end_overdue(self) -> None:
+        while self._deadlines and self._deadlines[0][0] <= self._clock():
+            _, _, group = heapq.heappop(self._deadlines)
+            for request in group.requests:
+                if not request.is_finished:
+                    self._end(request, "deadline")
+                    self._updates.append(Update(request, finish_reason="deadline"))
+
+    def _fail(self, request: Request, failure: str) -> None:
+        self._end(request, "error")
+        self._updates.append(Update(request, finish_reason="error", error=failure))
+
+    def _recover(self, requests: Sequence[Request], error: Exception) -> None:
+        """Ends the requests of a step that failed, and has all others compute again, since the caches are lost."""
+        self._counts["num_failed_steps"] += 1
+        self._forget_steps()
+        self.scheduler.reset()
+        for request in requests:
+            if not request.is_finished:
+                self._fail(request, _describe(error))
+
+    def _forget_steps(self) -> None:
+        """Takes no interest in what is under way; the device does it, and in order, all the same."""
+        self._in_flight.clear()
+        self._device_clock = self._device_clock.anew()
+
+    def _count(self, step: InFlight) -> None:
+        plan, counts = step.plan, self._counts
+        num_new = sum(row.num_new for row in plan.rows if not row.request.is_finished)
+        counts["num_steps"] += 1
+        counts["computed_tokens"] += num_new
+        counts["padding_tokens"] += plan.shape.num_tokens - num_new
+        counts["last_iteration_tokens"] = num_new
+        for request in plan.requests:
+            if request.group.first_scheduled is None:
+                request.group.first_scheduled = step.dispatched
+            if not request.is_counted:
+                request.is_counted = True
+                counts["prompt_tokens"] += request.num_prompt
+
+    def stats(self) -> EngineStats:
+        """Returns all counts as they are now."""
+        scheduler, memory = self.scheduler, self._memory
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_swapped=memory.num_swapped,
+            kv_cache_usage=memory.usage,
+            prefix_cache_queries=memory.num_queries,
+            prefix_cache_hits=memory.num_hits,
+            num_preemptions=scheduler.num_preemptions,
+            num_swaps=scheduler.num_swaps,
+            device_time_s=self._device_clock.busy_s,
+            idle_gap_s=self._device_clock.idle_s,
+            num_compiles=self._compiles.num_compiles - self._num_compiles_before,
+            **self._counts,
+        )
+
+    def check_integrity(self) -> None:
+        """Raises RuntimeError where an invariant does not hold."""
+        self.scheduler.check_integrity()
+
+
+def _asked(values: Any) -> Any:
+    """What was asked for must have come."""
+    if values is None:
+        raise RuntimeError("the runner did not fetch what a request asked for")
+    return values
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+_COUNTS = (
+    "prompt_tokens",
+    "generation_tokens",
+    "num_steps",
+    "num_failed_steps",
+    "last_iteration_tokens",
+    "padding_tokens",
+    "computed_tokens",
+)
