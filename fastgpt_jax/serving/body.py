@@ -83,8 +83,9 @@ async def _read_bytes(request: Request, max_bytes: int) -> bytes:
 
 
 def _too_large(max_bytes: int) -> ApiError:
-    # What is left of the body is not read, so the connection cannot be used again.
-    return ApiError("body_too_large", f"the body may have {max_bytes} bytes at most", headers={"Connection": "close"})
+    # The connection stays open and the rest is thrown away: to close it now would take the answer from a client that
+    # still writes.
+    return ApiError("body_too_large", f"the body may have {max_bytes} bytes at most")
 
 
 def _check_values(root: Any, max_depth: int) -> None:
