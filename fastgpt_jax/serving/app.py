@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from fastgpt_jax.errors import UserError
-from fastgpt_jax.serving import chat, completions, embeddings, health, metrics, models, tokenize
+from fastgpt_jax.serving import chat, completions, embeddings, health, metrics, models, playground, tokenize
 from fastgpt_jax.serving.answers import json_answer
 from fastgpt_jax.serving.auth import Keys, RequireKey, needs_no_key
 from fastgpt_jax.serving.errors import ApiError, as_api_error, route_error
@@ -71,6 +71,7 @@ def make_app(
     app.include_router(health.make_router(llm))
     app.include_router(health.make_load_router(llm))
     app.include_router(metrics.make_router(metrics.ServerMetrics(llm) if counted is None else counted))
+    app.include_router(playground.make_router())
     for router in routers:
         app.include_router(router)
     _add_document(app, settings)
