@@ -32,8 +32,8 @@ def test_distances_are_those_of_their_definitions():
     exact = log([0.5, 0.25, 0.25], [0.25, 0.75, 0.0], [1 / 3, 1 / 3, 1 / 3])
     found = log([0.25, 0.5, 0.25], [0.4, 0.6, 0.0], [0.2, 0.2, 0.6])
     comparison = Comparison()
-    comparison.add(exact, found, Windows(np.array([[0, 2, 1]], np.int32), np.array([2], np.int32)))
-    comparison.add(exact, exact, Windows(np.array([[0, 2, 1]], np.int32), np.array([0], np.int32)))  # an empty row
+    comparison.add(exact, found, Windows(np.array([[1, 2, 1]], np.int32), np.array([2], np.int32)))
+    comparison.add(exact, exact, Windows(np.array([[1, 2, 1]], np.int32), np.array([0], np.int32)))  # an empty row
     first = 0.5 * np.log(0.5 / 0.25) + 0.25 * np.log(0.25 / 0.5)
     second = 0.25 * np.log(0.25 / 0.4) + 0.75 * np.log(0.75 / 0.6)
     quality = comparison.result()
