@@ -22,6 +22,7 @@ from passes.fusion.rope import rope
 from passes.numerics import Numerics as Numerics
 from passes.result import PassResult
 from passes.simplify import simplify
+from passes.sparse_attention.narrow_reads import narrow_reads
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ PASSES: Mapping[str, Pass] = make_registry(
         Pass("dce", dce, Numerics.EXACT),
         Pass("simplify", simplify, Numerics.EXACT),
         Pass("attention", attention, Numerics.REASSOCIATES, is_counted=True),
+        Pass("narrow_reads", narrow_reads, Numerics.REASSOCIATES, is_counted=True),
         Pass("layer_norm", layer_norm, Numerics.REASSOCIATES, is_counted=True),
         Pass("rms_norm", rms_norm, Numerics.REASSOCIATES, is_counted=True),
         Pass("rope", rope, Numerics.REASSOCIATES, is_counted=True),
@@ -72,7 +74,9 @@ PASSES: Mapping[str, Pass] = make_registry(
 
 PIPELINES: Mapping[str, str] = MappingProxyType(
     {
-        "fuse": "simplify,attention,layer_norm,rms_norm,rope,gated_mlp,residual_norm,merge_projections,simplify",
+        "fuse": (
+            "simplify,attention,narrow_reads,layer_norm,rms_norm,rope,gated_mlp,residual_norm,merge_projections,simplify"
+        ),
     }
 )
 """Names that stand for several passes, in an order in which each finds what it looks for."""

@@ -27,7 +27,14 @@ from fastgpt_jax.artifact.staging import Staging
 from fastgpt_jax.artifact.verify import verify_artifact
 from fastgpt_jax.checkpoint import LoadedModel
 from fastgpt_jax.cli.common import run, to_options
-from fastgpt_jax.cli.compile_report import entry_point_table, pass_table, plan_text, quality_table, summary
+from fastgpt_jax.cli.compile_report import (
+    entry_point_table,
+    pass_table,
+    plan_text,
+    quality_table,
+    sparsity_text,
+    summary,
+)
 from fastgpt_jax.cli.devices import make_virtual_devices
 from fastgpt_jax.cli.model_source import ModelSource, is_function_spec, load_source
 from fastgpt_jax.cli.progress import BuildProgress
@@ -41,6 +48,7 @@ from fastgpt_jax.compiler.compile import compile as compile_model
 from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.quality_passes import changes_by_pass, measure_quality
 from fastgpt_jax.compiler.quantization import make_pipeline
+from fastgpt_jax.compiler.sparsity import with_sparsity
 from fastgpt_jax.errors import UserError
 from passes.manager import PassManager, PassOptions
 from passes.registry import PASSES, PIPELINES
@@ -142,6 +150,7 @@ class Options:
     quantization: str | None
     kv_cache_dtype: str
     quantization_rules: str | None
+    sparse: str | None
     strict: bool
     check_passes: bool
     quality_text: str | None
@@ -188,6 +197,7 @@ def execute(options: Options) -> None:
     if options.verify != "none":
         verify_artifact(Path(options.output), options.verify)  # pyright: ignore[reportArgumentType]
     tables = [entry_point_table(report.manifest), pass_table(report.manifest)]
+    tables += [sparsity_text(report.manifest)] if options.sparse is not None else []
     tables += [quality_table(report.manifest)] if quality else []
     print("\n\n".join([*tables, summary(report)]))
 
@@ -199,7 +209,10 @@ def make_config(options: Options) -> CompileConfig:
     )
     rules = read_quantization_rules(options.quantization_rules)
     try:
-        PassManager(make_pipeline(options.passes, options.quantization, rules), pass_options)
+        pipeline = make_pipeline(options.passes, options.quantization, rules)
+        PassManager(with_sparsity(pipeline, options.sparse), pass_options)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"--passes, --print_ir_after or --stop_after: {error}") from error
     if options.max_model_len is None and is_function_spec(options.model):
@@ -223,6 +236,7 @@ def make_config(options: Options) -> CompileConfig:
         quantization=options.quantization,
         kv_cache_dtype=options.kv_cache_dtype,
         quantization_rules=rules,
+        sparse=options.sparse,
         is_strict=options.strict,
     )
 

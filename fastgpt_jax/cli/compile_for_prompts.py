@@ -28,6 +28,7 @@ def compile_for_prompts(
     quantization: str | None = None,
     kv_cache_dtype: str = "auto",
     quantization_rules: tuple[Any, ...] = (),
+    sparse: str | None = None,
     is_strict: bool = False,
 ) -> Any:
     """Compiles a model, as far as it goes.
@@ -37,7 +38,7 @@ def compile_for_prompts(
       max_model_len: The context asked for; None is `num_tokens`, or the model's own limit where that is less.
       max_num_seqs: Prompts that run together; None is all of them, up to 8.
       tensor_parallel_size: Devices that share every layer.
-      quantization, kv_cache_dtype, quantization_rules, is_strict: As in `CompileConfig`.
+      quantization, kv_cache_dtype, quantization_rules, sparse, is_strict: As in `CompileConfig`.
     """
     for name, value, low in (("max_model_len", max_model_len, 2), ("max_num_seqs", max_num_seqs, 1)):
         if value is not None and value < low:
@@ -53,6 +54,7 @@ def compile_for_prompts(
         quantization=quantization,
         kv_cache_dtype=kv_cache_dtype,
         quantization_rules=quantization_rules,
+        sparse=sparse,
         is_strict=is_strict,
     )
     compiled = compile_model(source.model, source.params, config=config, tokenizer=source.tokenizer)

@@ -86,6 +86,23 @@ def pass_table(manifest: Manifest) -> str:
     return format_table(rows, (*header, *(["logits changed by"] if is_checked else [])))
 
 
+def sparsity_text(manifest: Manifest) -> str:
+    """What was left out of each layer's attention, and the rows of caches that each entry point reads."""
+    lines: dict[str, list[str]] = {}
+    for record in manifest.entry_points:
+        for run in record.passes:
+            if run.name in ("sparse_attention", "narrow_reads"):
+                for text in map(_what, (*run.notes, *run.remarks)):
+                    lines.setdefault(text, []).append(record.key.name)
+    everywhere = len(manifest.entry_points)
+    return "\n".join(text if len(at) == everywhere else f"{', '.join(at)}: {text}" for text, at in lines.items())
+
+
+def _what(text: str) -> str:
+    """A note without the line and the operation that it begins with."""
+    return text.split(": ", 2)[-1]
+
+
 def quality_table(manifest: Manifest) -> str:
     """A row for everything that rounds: how far the model is from the one that was given."""
     rows = [

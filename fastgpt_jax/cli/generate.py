@@ -113,6 +113,7 @@ class Options:
     quantization: str | None
     kv_cache_dtype: str
     quantization_rules: str | None
+    sparse: str | None
     strict: bool
     stream: bool
     verify: str | None
@@ -202,9 +203,11 @@ def _load_artifact(options: Options) -> LLM:
         raise UserError(
             f"--params goes with --model FILE.py:FUNCTION; the artifact {options.model} holds its own weights"
         )
-    asked = (options.quantization, options.quantization_rules, options.kv_cache_dtype)
-    if asked != (None, None, "auto"):
-        raise UserError("quantization is for models that are no artifacts; an artifact is what it was compiled to be")
+    asked = (options.quantization, options.quantization_rules, options.sparse, options.kv_cache_dtype)
+    if asked != (None, None, None, "auto"):
+        raise UserError(
+            "quantization and sparse are for models that are no artifacts; an artifact is what it was compiled to be"
+        )
     make_virtual_devices(count_mesh_devices(options.model))
     started = time.monotonic()
     llm = LLM(
@@ -246,6 +249,7 @@ def _compile(options: Options, prompts: Sequence[Any]) -> tuple[LLM, dict[str, d
         quantization=options.quantization,
         kv_cache_dtype=options.kv_cache_dtype,
         quantization_rules=read_quantization_rules(options.quantization_rules),
+        sparse=options.sparse,
         is_strict=options.strict,
     )
     print(f"compiled {options.model} in {time.monotonic() - started:.1f} s", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The flags that ask for quantized weights, the same for every tool that compiles.
+"""The flags that ask for quantized weights and sparse attention, the same for every tool that compiles.
 
 Loads no compiler: a tool that serves what is compiled already has these flags too.
 """
@@ -13,7 +13,7 @@ from fastgpt_jax.engine.args import CHOICES
 
 
 def add_quantization_flags(values: flags.FlagValues) -> None:
-    """Adds `--quantization`, `--quantization_rules`, `--kv_cache_dtype` and `--strict`."""
+    """Adds `--quantization`, `--quantization_rules`, `--kv_cache_dtype`, `--sparse` and `--strict`."""
     schemes = [name for name in CHOICES["quantization"] if name is not None]
     flags.DEFINE_enum("quantization", None, schemes, "Store weights by this scheme.", flag_values=values)
     flags.DEFINE_string(
@@ -29,7 +29,13 @@ def add_quantization_flags(values: flags.FlagValues) -> None:
         "What rows of caches are stored as.",
         flag_values=values,
     )
-    flags.DEFINE_bool("strict", False, "A rule that is about no weight of the model is an error.", flag_values=values)
+    flags.DEFINE_string(
+        "sparse",
+        None,
+        "Which keys heads see, as in 'layers[0:4]: window(512) | sinks(8); heads[0:half]: density(0.3)'.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("strict", False, "A rule or clause that decides about nothing is an error.", flag_values=values)
 
 
 def read_quantization_rules(path: str | None) -> Any:

@@ -49,7 +49,7 @@ LIMITS: Mapping[str, str] = MappingProxyType(
 """Field of ServerSettings that is a flag of the same name -> what it is."""
 
 MODEL_OPTIONS = ("tokenizer", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_logprobs")
-MODEL_OPTIONS = (*MODEL_OPTIONS, "tensor_parallel_size", "quantization", "kv_cache_dtype")
+MODEL_OPTIONS = (*MODEL_OPTIONS, "tensor_parallel_size", "quantization", "kv_cache_dtype", "sparse")
 """Decided when a model is compiled: flags of `fastgpt compile`, and checked against an artifact by the engine."""
 COMPILE_OPTIONS = ("params", "quantization_rules", "strict")
 """Flags of `fastgpt compile` that an artifact has no use for."""

@@ -24,6 +24,7 @@ from fastgpt_jax.compiler.entry_point import TracedEntryPoint, compile_entry_poi
 from fastgpt_jax.compiler.packing import PackedStore
 from fastgpt_jax.compiler.program import Program, make_program
 from fastgpt_jax.compiler.quantization import make_pipeline, tell_unused
+from fastgpt_jax.compiler.sparsity import check_sparsity, read_sparsity, with_sparsity
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.generation import GenerationDefaults
 from fastgpt_jax.sampling.inputs import SamplerInputs
@@ -48,6 +49,7 @@ class Compiled(MovesPages):
       seconds: Time that tracing, deriving and certifying took.
       notes: Choices that were fixed on the way, such as what was padded.
       chat_template: Source of the Jinja template that came with a loaded model; None where there was none.
+      num_attention_layers: As many as clauses about sparsity have been held against; None without any.
     """
 
     config: CompileConfig
@@ -63,12 +65,14 @@ class Compiled(MovesPages):
     seconds: dict[str, float]
     notes: dict[str, str] = field(default_factory=dict)
     chat_template: str | None = None
+    num_attention_layers: int | None = None
     steps: dict[EntryPointKey, Step] = field(default_factory=dict)
     transfers: dict[str, FlatStep] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         target = Target(jax.default_backend(), self.distribution.num_devices)
         pipeline = make_pipeline(self.config.pipeline, self.config.quantization, self.config.quantization_rules, target)
+        pipeline = with_sparsity(pipeline, self.config.sparse, self.max_model_len, self.num_attention_layers)
         self.manager = PassManager(pipeline, self.config.pass_options)
         self.store = PackedStore(leaf_paths(self.captured.params), self.leaves, self.distribution.sharding())
 
@@ -191,7 +195,11 @@ def compile(
         notes["quantization_rules"] = unused
     plan = derive(captured.graph, captured.times, captured.token_input)
     derived = time.perf_counter()
-    unroll = config.unroll_layers if config.unroll_layers is not None else jax.default_backend() == "cpu"
+    unroll, num_attention_layers = _unroll(config), None
+    if config.sparse is not None:
+        num_attention_layers, notes["sparse"] = check_sparsity(
+            captured.graph, config.sparse, is_unrolled=unroll, is_strict=config.is_strict
+        )
     exact = make_program(
         captured.graph,
         plan,
@@ -232,7 +240,15 @@ def compile(
         {"trace": traced - start, "derive": derived - traced, "certify": certificate.seconds},
         notes,
         chat_template=chat_template,
+        num_attention_layers=num_attention_layers,
     )
+
+
+def _unroll(config: CompileConfig) -> bool:
+    if config.unroll_layers is not None:
+        return config.unroll_layers
+    is_by_layer = config.sparse is not None and read_sparsity(config.sparse).is_by_layer
+    return is_by_layer or jax.default_backend() == "cpu"
 
 
 def _pad(loaded: LoadedModel, config: CompileConfig) -> tuple[LoadedModel, dict[str, str]]:

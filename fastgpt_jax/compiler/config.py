@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from fastgpt_jax.compiler.bucket_plan import Traffic
 from fastgpt_jax.compiler.quantization import scheme_named
+from fastgpt_jax.compiler.sparsity import read_sparsity
 from fastgpt_jax.errors import UserError
 from passes.incremental.row_format import ROW_FORMATS
 from passes.manager import PassOptions
@@ -33,13 +34,16 @@ class CompileConfig:
       arguments: Further per-token arguments of the forward mapped to 'positions', 'segment_ids' or 'attention_mask'.
       pipeline: Passes over the derived step, by name, separated by commas.
       pass_options: Dumps, early stop and bisection of the pipeline.
-      unroll_layers: Whether loops over layers are written out; by default on CPU, where scanning copies.
+      unroll_layers: Whether loops over layers are written out; by default on CPU, where scanning copies, and where
+        `sparse` tells layers apart.
       tensor_parallel_size: Devices that share every layer, by heads, MLP columns and vocabulary.
       quantization: Scheme that all weights are quantized by but norms and routers; one of
         `passes.quantization.schemes.SCHEMES`.
       kv_cache_dtype: How rows of caches are stored: "auto" as they are, "int8" or "fp8" with a scale a vector.
       quantization_rules: Rules that come before those of the scheme.
-      is_strict: Whether a quantization rule that is about no weight of the model is an error.
+      sparse: Which keys heads see, layer by layer, such as "all: window(512) | sinks(8)"; None for those that the model
+        has them see.
+      is_strict: Whether a rule or clause that decides about nothing of the model is an error.
       sharding_rules: What the dimensions of a model's own parameters mean, and how many KV heads it has; models from a
         checkpoint bring their own.
     """
@@ -62,11 +66,14 @@ class CompileConfig:
     quantization: str | None = None
     kv_cache_dtype: str = "auto"
     quantization_rules: tuple[QuantizationRule, ...] = ()
+    sparse: str | None = None
     is_strict: bool = False
 
     def __post_init__(self) -> None:
         if self.quantization is not None:
             scheme_named(self.quantization)
+        if self.sparse is not None:
+            read_sparsity(self.sparse)
         if self.kv_cache_dtype not in ("auto", *ROW_FORMATS):
             raise UserError(
                 f"kv_cache_dtype must be one of auto, {', '.join(ROW_FORMATS)}, got {self.kv_cache_dtype!r}"

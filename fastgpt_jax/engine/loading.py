@@ -52,10 +52,11 @@ def _check_compiled(args: EngineArgs) -> CompiledModel:
         value, found = getattr(args, name), getattr(args.model, name)
         if value is not None and value != found:
             raise UserError(f"{name}={value}, but the model was compiled for {found}; compile it again")
-    if (args.dtype, args.tokenizer, args.quantization, args.kv_cache_dtype) != ("auto", None, None, "auto"):
+    asked = (args.dtype, args.tokenizer, args.quantization, args.kv_cache_dtype, args.sparse)
+    if asked != ("auto", None, None, "auto", None):
         raise UserError(
-            "dtype, tokenizer, quantization and kv_cache_dtype are decided when a model is compiled; leave them out "
-            "for a compiled one"
+            "dtype, tokenizer, quantization, kv_cache_dtype and sparse are decided when a model is compiled; leave "
+            "them out for a compiled one"
         )
     return args.model
 
@@ -78,6 +79,7 @@ def _compile(args: EngineArgs) -> CompiledModel:
         "tensor_parallel_size",
         "quantization",
         "kv_cache_dtype",
+        "sparse",
     )
     chosen = {name: value for name in names if (value := getattr(args, name)) is not None}
     config = dataclasses.replace(CompileConfig(max_model_len=args.max_model_len or longest), **chosen)

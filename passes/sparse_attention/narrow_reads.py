@@ -26,7 +26,7 @@ from passes.ops.kv_update_read import kv_update_read, split_operands
 from passes.reader import trace
 from passes.result import PassResult, Remark
 from passes.rewrite import RewriteCounter
-from passes.sparse_attention.layers import AttentionLayers, find_layers, numbers_text
+from passes.sparse_attention.layers import AttentionLayers, find_layers
 from passes.sparse_attention.merge_reads import merge_reads
 from passes.sparse_attention.query_positions import decompose_at, num_positions
 from passes.sparse_attention.read_positions import ReadPositions, with_positions
@@ -57,11 +57,14 @@ def narrow_reads(graph: Graph, counter: RewriteCounter | None = None) -> PassRes
         dce(graph)
         for region in touched.values():
             merge_reads(region)
-    notes = [
-        Remark.at(items[0].op, f"{numbers_text('layer', sorted(n for item in items for n in item.layers))}: {line}")
-        for line, items in said.items()
-    ]
+    notes = [Remark.at(items[0].op, f"{_times(items)}{line}") for line, items in said.items()]
     return result + PassResult(notes=tuple(notes))
+
+
+def _times(items: Sequence[AttentionLayers]) -> str:
+    """How often, where it is more than once; layers have no numbers any more where their heads were divided."""
+    times = sum(len(item.layers) for item in items)
+    return f"{times} times " if times > 1 else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +112,12 @@ def _find(item: AttentionLayers) -> _Site | Remark | None:
     except NotByRows as miss:
         if miss.op is None:
             return None
-        return Remark.at(
-            miss.op, f"{item.layer_text}: all rows of the cache are read though few are seen: {miss.reason}"
-        )
+        return Remark.at(miss.op, f"all rows of the cache are read though few are seen: {miss.reason}")
     if not program.reads or program.reads_all():
         return None
     if positions.num_rows > MAX_SHARE * S:
         reason = f"{positions.num_rows} of {S} rows are seen, too many to read them one by one"
-        return Remark.at(op, f"{item.layer_text}: {reason}")
+        return Remark.at(op, reason)
     return _Site(item, form, positions, program, wanted)
 
 

@@ -32,36 +32,38 @@ from passes.result import PassResult, Remark
 from passes.rewrite import Rewrite, RewriteCounter
 from passes.sparse_attention.density import blind_query, find_density, without_leaves
 from passes.sparse_attention.expressions import lay_over, of_groups, of_heads, score_dtype
-from passes.sparse_attention.language import Rule, Sparsity, SparsityError
+from passes.sparse_attention.language import Choice, Rule, Sparsity, SparsityError
 from passes.sparse_attention.layers import AttentionLayers, find_layers, numbers_text
 from passes.sparse_attention.query_positions import decompose_at
 
 
 def sparse_attention(
-    graph: Graph, sparsity: Sparsity, counter: RewriteCounter | None = None, *, length: int | None = None
+    graph: Graph,
+    sparsity: Sparsity,
+    counter: RewriteCounter | None = None,
+    *,
+    length: int | None = None,
+    num_layers: int | None = None,
 ) -> PassResult:
     """Rewrites in place.
 
     Args:
       length: Longest sequence in tokens, at which densities are solved; by default the keys of each attention.
+      num_layers: Layers of attention that there must be, so that their numbers are those that the user knows.
 
     Raises:
       SparsityError: The clauses do not fit the program.
     """
     found = find_layers(graph)
-    num_heads = {layer: item.num_heads for item in found for layer in item.layers}
-    if not num_heads:
+    if not found:
         return PassResult(remarks=_nothing_found(graph))
-    choice = sparsity.choose([num_heads[layer] for layer in sorted(num_heads)])
+    total = sum(len(item.layers) for item in found)
+    if num_layers is not None and total != num_layers:
+        raise SparsityError(f"needs all {num_layers} layers of attention recognised in a step, and {total} are")
+    choice = choose(found, sparsity)
     result, said = PassResult(), dict[str, list[AttentionLayers]]()
     for item in found:
         rules = choice.rules(item.layers[0])
-        other = next((layer for layer in item.layers if choice.rules(layer) != rules), None)
-        if other is not None:
-            raise SparsityError(
-                f"{item.layer_text} run in one loop ({item.op.source.short}) and clauses tell {item.layers[0]} and "
-                f"{other} apart; write the loop out (unroll_layers) or name all its layers in a clause"
-            )
         limit = min(length or item.op.operands[1].shape[1], item.op.operands[1].shape[1])
         site = _Site.of(item, [rule.mask(limit) for rule in rules])
         if isinstance(site, str):
@@ -83,6 +85,28 @@ def sparse_attention(
         for line, items in said.items()
     ]
     return result + PassResult(notes=tuple(notes))
+
+
+def choose(found: Sequence[AttentionLayers], sparsity: Sparsity, *, is_unrolled: bool = False) -> Choice:
+    """Which clause decides about each head of the layers of a program.
+
+    Args:
+      is_unrolled: Whether layers in a loop will be told apart all the same.
+
+    Raises:
+      SparsityError: The clauses do not fit.
+    """
+    num_heads = {layer: item.num_heads for item in found for layer in item.layers}
+    choice = sparsity.choose([num_heads[layer] for layer in sorted(num_heads)])
+    for item in () if is_unrolled else found:
+        first = item.layers[0]
+        other = next((layer for layer in item.layers if choice.rules(layer) != choice.rules(first)), None)
+        if other is not None:
+            raise SparsityError(
+                f"tells layers {first} and {other} apart, and {item.layer_text} run in one loop "
+                f"({item.op.source.short}); write the loop out (unroll_layers) or name all its layers in a clause"
+            )
+    return choice
 
 
 def _nothing_found(graph: Graph) -> tuple[Remark, ...]:

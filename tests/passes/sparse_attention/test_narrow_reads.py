@@ -141,7 +141,7 @@ def test_windows_that_hold_most_rows_are_left_alone_and_told():
     step = Step(lambda q, k: q - k < 28)
     *_, graph, result = both(step, step.arguments(1, [9, 3], [1, 1]), expect=False)
     assert set(reads(graph)) == {32}
-    assert "layer 0: 28 of 32 rows are seen, too many to read them one by one" in str(result.remarks[0])
+    assert "28 of 32 rows are seen, too many to read them one by one" in str(result.remarks[0])
 
 
 @pytest.mark.parametrize("in_loop", [False, True])

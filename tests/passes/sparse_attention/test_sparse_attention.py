@@ -98,7 +98,7 @@ def test_layers_in_a_loop_are_counted_and_get_one_mask():
     found = compat.quick_jit(lambda *leaves: evaluate(graph, leaves))(*jax.tree.leaves((w, x)))[0]
     wanted = compat.quick_jit(written_out)(w, x, [by_head(*["window(3)"] * N)] * 3)
     np.testing.assert_allclose(found, wanted, atol=2e-5)
-    with pytest.raises(SparsityError, match=r"layers 0 to 2 run in one loop .* tell 0 and 1 apart; write the loop out"):
+    with pytest.raises(SparsityError, match=r"tells layers 0 and 1 apart, and layers 0 to 2 run in one loop .*; write"):
         sparse(in_a_loop, "layers[0]: window(3)")
 
 
