@@ -134,7 +134,7 @@ class CacheMemory:
 
     def can_save(self, request: Request) -> bool:
         """Whether the host has room for a request's rows."""
-        return self._caches.can_move and sum(self._swapped.values()) + self._saved_bytes(request) <= self._swap_bytes
+        return sum(self._swapped.values()) + self._saved_bytes(request) <= self._swap_bytes
 
     def save(self, request: Request) -> None:
         """Moves a request's rows to the host."""
@@ -201,8 +201,6 @@ class CacheMemory:
     def _split(self, pages: list[int], num_rows: int) -> _Found:
         """Full pages are shared, and a part of one is copied."""
         num_full, rest = divmod(num_rows, self.page_size)
-        if not self._caches.can_move:
-            num_rows, rest = num_rows - rest, 0
         return _Found(tuple(pages[:num_full]), pages[num_full] if rest else None, num_rows)
 
     def _without_copy(self, found: _Found) -> _Found:

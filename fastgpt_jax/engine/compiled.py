@@ -1,4 +1,8 @@
-"""What the engine asks of a compiled model: the whole of the seam between compiler and engine."""
+"""What the engine asks of a compiled model: the whole of the seam between compiler and engine.
+
+Whatever takes a state and gives one donates the first, and the returned one takes its place. A transfer moves
+`layout.transfer_pages` pages; a page past the last names none.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ class CompiledModel(Protocol):
       min_first_chunk: Prompt tokens the first step of a request must hold.
       buckets: Shapes of the steps there are; the longest chunk of prefill holds `min_first_chunk`.
       layout: What is kept between steps.
+      hidden_size: Numbers of a row of `StepOutputs.hidden`; 0 where the model has none.
       tensor_parallel_size: Devices that share every layer.
       max_logprobs: Most likely tokens reported beside each sampled one.
       tokenizer: Text to ids and back; None for models that have none.
@@ -40,6 +45,8 @@ class CompiledModel(Protocol):
     @property
     def layout(self) -> CacheLayout: ...
     @property
+    def hidden_size(self) -> int: ...
+    @property
     def max_logprobs(self) -> int: ...
     @property
     def tensor_parallel_size(self) -> int: ...
@@ -55,6 +62,26 @@ class CompiledModel(Protocol):
         self, state: Any, inputs: StepInputs, sampler: SamplerInputs | None, *, variant: Variant, score: bool = False
     ) -> tuple[StepOutputs, Any]:
         """Runs one step; `state` is donated, the returned one takes its place. Scores come with the full variant."""
+        ...
+
+    def copy_pages(self, state: Any, sources: Any, targets: Any) -> Any:
+        """Copies pages within the pools."""
+        ...
+
+    def read_pages(self, state: Any, pages: Any) -> Any:
+        """Copies of pages, on the device."""
+        ...
+
+    def write_pages(self, state: Any, pages: Any, values: Any) -> Any:
+        """Writes what `read_pages` gave into pages."""
+        ...
+
+    def read_slot(self, state: Any, slot: Any) -> Any:
+        """A copy of what the request in a slot carries, on the device."""
+        ...
+
+    def write_slot(self, state: Any, slot: Any, values: Any) -> Any:
+        """Writes what `read_slot` gave into a slot."""
         ...
 
 

@@ -24,6 +24,7 @@ from fastgpt_jax.engine.scheduler import Batching, How, Plan, Scheduler
 from fastgpt_jax.engine.shapes import Row, Shapes
 from fastgpt_jax.engine.stats import EngineStats
 from fastgpt_jax.engine.updates import TokenScore, Update
+from fastgpt_jax.errors import UserError
 
 MIN_DEADLINES = 512
 """Deadlines of finished requests are kept up to about so many before they are cleared away."""
@@ -42,6 +43,11 @@ class EngineCore:
         self._clock = clock
         self._caches = DeviceCaches(compiled)
         pages_per_request = layout.pages_per_request(compiled.max_model_len)
+        if layout.num_pages < pages_per_request:
+            raise UserError(
+                f"num_pages must be at least {pages_per_request}, for one request of {compiled.max_model_len} tokens, "
+                f"got {layout.num_pages}; raise it, or lower max_model_len"
+            )
         memory = CacheMemory(
             self._caches,
             num_slots=compiled.max_num_seqs,
@@ -260,8 +266,8 @@ class EngineCore:
             failure = _describe(error)
         if failure is not None:
             request.end("error")
-        elif request.structured.is_terminated and not request.is_finished:
-            request.end("stop")
+        elif request.structured.is_terminated and request.finish_reason in (None, "length"):
+            request.end("stop")  # also where the last token that it may have completes it
         return failure
 
     def _prompt_scores(self, row: Row, first: int, fetched: Fetched) -> tuple[TokenScore, ...]:

@@ -38,8 +38,8 @@ class DeviceCaches:
     """
 
     def __init__(self, compiled: CompiledModel):
-        self._compiled: Any = compiled
-        self._layout: Any = compiled.layout
+        self._compiled = compiled
+        self._layout = compiled.layout
         self._has_carried = any(entry.kind != "kv" for entry in self._layout.entries)
         self._poison: Any = None
         self.state: Any = compiled.init_state()
@@ -48,11 +48,6 @@ class DeviceCaches:
     def has_carried(self) -> bool:
         """Whether requests carry values besides the rows in pages."""
         return self._has_carried
-
-    @property
-    def can_move(self) -> bool:
-        """Whether the model can copy pages, and save them."""
-        return hasattr(self._compiled, "copy_pages")
 
     @property
     def bytes_per_page(self) -> int:

@@ -71,7 +71,7 @@ def check_prompt(token_ids: Sequence[int], compiled: CompiledModel) -> None:
 def check_params(params: SamplingParams | PoolingParams, compiled: CompiledModel) -> None:
     """Raises UserError where the parameters ask for what this model does not have."""
     if isinstance(params, PoolingParams):
-        if not getattr(compiled, "hidden_size", 0):
+        if not compiled.hidden_size:
             raise UserError("this model has no embeddings: what its vocabulary projection reads cannot be told apart")
         return
     if not isinstance(params, SamplingParams):

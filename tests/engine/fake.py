@@ -200,8 +200,7 @@ class FakeCompiled:
         self.shapes.add((len(inputs.tokens), num_rows, variant, score))
         last = np.arange(num_rows) * chunk_len + np.maximum(inputs.num_new - 1, 0)
         outputs = self._sample(best[last], sampler, variant)
-        if hasattr(outputs, "hidden"):
-            outputs = dataclasses.replace(outputs, hidden=hidden_after(hidden))
+        outputs = dataclasses.replace(outputs, hidden=hidden_after(hidden))
         if score:
             outputs = dataclasses.replace(outputs, score=SCORE(logits_of(best), inputs.targets, self.max_logprobs))
         return outputs, state
