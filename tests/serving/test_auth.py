@@ -29,9 +29,7 @@ def routes_of(app):
 
 def extra_router():
     router = APIRouter()
-    router.add_api_route("/added/later", dict, methods=["GET"])
-    router.add_api_route("/", dict, methods=["GET"])
-    router.add_api_route("/static/page.js", dict, methods=["GET"])
+    router.add_api_route("/added/later", lambda: {}, methods=["GET"])
     return router
 
 
@@ -41,7 +39,7 @@ def test_every_route_but_the_open_ones_answers_401_without_a_key(open_metrics):
     client = TestClient(app)
     found = list(routes_of(app))
     assert {"/v1/completions", "/metrics", "/openapi.json", "/added/later", "/", "/load"} <= {path for path, _ in found}
-    open_paths = {"/", "/static/page.js", "/health", "/health/live", "/health/ready"}
+    open_paths = {"/", "/static/x", "/health", "/health/live", "/health/ready"}
     open_paths |= {"/metrics", "/openapi.json"} if open_metrics else set()
     for path, method in [
         *found,
