@@ -71,7 +71,10 @@ class Compiled(MovesPages):
 
     def __post_init__(self) -> None:
         target = Target(jax.default_backend(), self.distribution.num_devices)
-        pipeline = make_pipeline(self.config.pipeline, self.config.quantization, self.config.quantization_rules, target)
+        cut_of = self.distribution.cut_of if target.num_devices > 1 else None
+        pipeline = make_pipeline(
+            self.config.pipeline, self.config.quantization, self.config.quantization_rules, target, cut_of
+        )
         pipeline = with_sparsity(pipeline, self.config.sparse, self.max_model_len, self.num_attention_layers)
         self.manager = PassManager(pipeline, self.config.pass_options)
         self.store = PackedStore(leaf_paths(self.captured.params), self.leaves, self.distribution.sharding())

@@ -70,6 +70,11 @@ class Distribution:
             raise UserError(str(error)) from error
         return [jax.device_put(x, self.sharding(names_of_spec(s))) for x, s in zip(leaves, specs, strict=True)]
 
+    def cut_of(self, path: str, shape: tuple[int, ...]) -> int | None:
+        """The dimension of a parameter that devices share; None for one that each holds whole."""
+        spec = names_of_spec(self.rules.spec_of(path, shape, self._sizes))
+        return next((d for d, axes in enumerate(spec) if axes), None)
+
     def notes(self, paths: Sequence[str]) -> dict[str, str]:
         """What a user should know: parameters that no rule names, which every device holds whole."""
         unmatched = [path for path in paths if self.rules.axes_of(path) is None]

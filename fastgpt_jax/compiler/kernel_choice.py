@@ -6,6 +6,7 @@ idea: a kernel is told an attention's form (`passes/attention/kernel_form.py`) a
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,10 +21,11 @@ from fastgpt_jax.kernels.attention import attention as run_kernel
 from passes.attention.expression import Expression
 from passes.attention.kernel_form import KernelForm, NoForm, fill_empty, kernel_form
 from passes.block_lists import block_list
+from passes.fusion.merge_projections import CutOf, merge_projections
 from passes.graph import Op
 from passes.numerics import Numerics
 from passes.ops.attention import attention_p
-from passes.registry import Pass
+from passes.registry import PASSES, Pass
 from passes.select import PLAIN, SELECT, Candidate, Table, Target, make_implementation, select
 
 EXPECTED_FILL = 0.5
@@ -84,7 +86,7 @@ def _shapes(op: Op) -> _KernelCall | str:
     leaves = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in rest[:num_leaves]]
     made = jax.eval_shape(lambda *leaves: form.make_leaves((B, T, N, S), leaves), *leaves)
     arrays = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (query, key, value)]
-    typed = jax.eval_shape(lambda *x: _in_one_dtype(*x, op.params["out_dtype"]), *arrays)
+    typed = jax.eval_shape(lambda q, k, v: _in_one_dtype(q, k, v, op.params["out_dtype"]), *arrays)
     return (_spec(form), *typed, made)
 
 
@@ -99,7 +101,10 @@ def _attention_declines(kernel: ModuleType, platforms: Sequence[str], op: Op, ta
     if target.num_devices > 1:
         return f"heads are shared by {target.num_devices} devices, and it knows one"
     call = _shapes(op)
-    return call if isinstance(call, str) else kernel.supports(*call)
+    if isinstance(call, str):
+        return call
+    spec, query, key, value, leaves = call
+    return kernel.supports(spec, query, key, value, leaves)
 
 
 def _plain_seconds(op: Op, target: Target) -> float | None:
@@ -152,8 +157,23 @@ TABLE: Table = MappingProxyType(
 """`quantized_dot` has one implementation, and so has every other operation of ours: their meaning."""
 
 
-def target_passes(target: Target) -> dict[str, Pass]:
-    """The passes that depend on what is compiled for."""
-    detail = target.platform + (f", {target.num_devices} devices" if target.num_devices > 1 else "")
-    run = partial(select, table=TABLE, target=target)
-    return {SELECT: Pass(SELECT, run, Numerics.REASSOCIATES, is_counted=True, detail=detail)}
+def target_passes(target: Target, cut_of: CutOf | None = None) -> dict[str, Pass]:
+    """The passes that depend on what is compiled for.
+
+    Args:
+      cut_of: How the devices share each parameter, where there are several.
+    """
+    shared = f"{target.num_devices} devices" if target.num_devices > 1 else ""
+    passes = [
+        Pass(
+            SELECT,
+            partial(select, table=TABLE, target=target),
+            Numerics.REASSOCIATES,
+            is_counted=True,
+            detail=f"{target.platform}, {shared}" if shared else target.platform,
+        )
+    ]
+    if shared:
+        merge = partial(merge_projections, num_shards=target.num_devices, cut_of=cut_of)
+        passes.append(dataclasses.replace(PASSES["merge_projections"], function=merge, detail=shared))
+    return {entry.name: entry for entry in passes}

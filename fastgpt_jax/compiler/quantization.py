@@ -16,6 +16,7 @@ import jax
 
 from fastgpt_jax.compiler.kernel_choice import target_passes
 from fastgpt_jax.errors import UserError
+from passes.fusion.merge_projections import CutOf
 from passes.graph import Graph
 from passes.numerics import Numerics
 from passes.quantization.quantize_weights import decided_sites, quantize_weights
@@ -44,16 +45,19 @@ def all_rules(scheme: str | None, rules: Rules) -> Rules:
     return (*rules, *(() if scheme is None else default_rules(scheme_named(scheme))))
 
 
-def make_pipeline(text: str, scheme: str | None, rules: Rules, target: Target | None = None) -> tuple[Pass, ...]:
+def make_pipeline(
+    text: str, scheme: str | None, rules: Rules, target: Target | None = None, cut_of: CutOf | None = None
+) -> tuple[Pass, ...]:
     """The passes of a compile. Weights are quantized at the end, or where the text says.
 
     Args:
       target: What is compiled for; by default one device of JAX's default backend.
+      cut_of: How its devices share each parameter, where there are several.
 
     Raises:
       ValueError: The text names an unknown pass.
     """
-    known = {**PASSES, **target_passes(target or Target(jax.default_backend()))}
+    known = {**PASSES, **target_passes(target or Target(jax.default_backend()), cut_of)}
     wanted = all_rules(scheme, rules)
     if not wanted:
         return parse_pipeline(text, known)

@@ -4,8 +4,9 @@ Matches: `dot_general`s of the same value along the same axes whose other operan
 alone, such as queries, keys and values, or gate and up; widths may differ and either operand may be the weight. The
 weights are joined where `passes.binding_time` makes them: once, ahead of every step. Biases stay behind the product.
 Does not match: weights that are read elsewhere too, which would be kept twice; weights in a loop over layers, which
-would be joined in every step; a sibling far narrower than the widest, such as a router; shards of a mesh, unless told
-how many there are and that columns may be interleaved.
+would be joined in every step; a sibling far narrower than the widest, such as a router; weights on a mesh, unless told
+how each is cut. Where devices share the columns of all, these are put in the order of devices, so that each joins its
+own and nothing is exchanged.
 Must run after: `simplify`, and after whatever looks for single projections. Numerics: reassociates.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,10 @@ from passes.rewrite import RewriteCounter
 NARROW = 64
 """A sibling this many times narrower than the widest stays alone."""
 _PLACEMENT = frozenset({"sharding_constraint", "shard_map"})
+
+
+CutOf = Callable[[str, tuple[int, ...]], int | None]
+"""Path and shape of a parameter -> the dimension that devices share, None for one that each holds whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,19 +84,19 @@ def merge_projections(
     counter: RewriteCounter | None = None,
     *,
     num_shards: int | None = None,
-    is_interleaved: bool = False,
+    cut_of: CutOf | None = None,
 ) -> PassResult:
     """Rewrites in place.
 
     Args:
-      num_shards: Devices that share the columns of weights; None for one, unless the program says where values lie.
-      is_interleaved: Whether columns may be put in the order of shards, so that each device joins its own.
+      num_shards: Devices that share weights; None for one, unless the program says where values lie.
+      cut_of: How they share each; without it nothing is joined on several devices.
     """
-    find = functools.partial(_find, graph, num_shards, is_interleaved)
+    find = functools.partial(_find, graph, num_shards, cut_of)
     return rewrite_sites(graph, "merge_projections", Numerics.REASSOCIATES, find, counter)
 
 
-def _find(program: Graph, num_shards: int | None, is_interleaved: bool, graph: Graph) -> list[Site | Remark]:
+def _find(program: Graph, num_shards: int | None, cut_of: CutOf | None, graph: Graph) -> list[Site | Remark]:
     static = _static(graph) if graph is program else set[Value]()
     if graph is not program:
         return []
@@ -108,11 +113,12 @@ def _find(program: Graph, num_shards: int | None, is_interleaved: bool, graph: G
         siblings = [p for p in group if p.width * NARROW > widest]
         if len(siblings) < 2:
             continue
-        reason = _objection(siblings, users, graph, num_shards or 1, is_interleaved, is_placed)
+        reason = _objection(siblings, users, graph, num_shards or 1, cut_of, is_placed)
         if reason is not None:
             found.append(Remark.at(siblings[0].op, f"merge_projections: {reason}"))
         else:
-            found.append(_site(siblings, num_shards or 1))
+            is_cut = (num_shards or 1) > 1 and cut_of is not None and _cut(siblings[0].weight, cut_of) is not None
+            found.append(_site(siblings, num_shards or 1 if is_cut else 1))
     return found
 
 
@@ -141,7 +147,7 @@ def _objection(
     users: dict[Value, list[Op]],
     graph: Graph,
     num_shards: int,
-    is_interleaved: bool,
+    cut_of: CutOf | None,
     is_placed: bool,
 ) -> str | None:
     outputs = set(graph.outputs)
@@ -149,11 +155,59 @@ def _objection(
         return "a weight is read elsewhere too, and would be kept twice"
     if is_placed:
         return "the program is placed on several devices, and the columns of a joined weight would lie apart"
-    if num_shards > 1 and not is_interleaved:
+    if num_shards > 1 and cut_of is None:
         return f"columns are shared by {num_shards} devices, and those of a joined weight would lie apart"
-    if any(p.width % num_shards for p in siblings):
+    if num_shards > 1 and cut_of is not None:
+        return _cut_objection(siblings, num_shards, cut_of)
+    return None
+
+
+def _cut_objection(siblings: Sequence[_Projection], num_shards: int, cut_of: CutOf) -> str | None:
+    try:
+        cuts = [_cut(p.weight, cut_of) for p in siblings]
+    except _Unclear as error:
+        return f"{num_shards} devices share a weight, and {error}"
+    if all(cut is None for cut in cuts):
+        return None
+    wide = [next((d for d in p.free if p.weight.shape[d] > 1), None) for p in siblings]
+    if cuts != wide:
+        return f"{num_shards} devices share the weights otherwise than by their outermost columns"
+    if any(p.weight.shape[cut] % num_shards for p, cut in zip(siblings, cuts, strict=True) if cut is not None):
         return f"a width is no multiple of {num_shards} devices"
     return None
+
+
+class _Unclear(Exception):
+    """Why it is not known how devices share a value."""
+
+
+def _cut(weight: Value, cut_of: CutOf) -> int | None:
+    """The dimension of a weight that devices share; None where each holds it whole.
+
+    Raises:
+      _Unclear: What it is made of does not tell.
+    """
+    views: list[Op] = []
+    while weight.op is not None and weight.op.name in ("transpose", "convert_element_type", "reshape", "squeeze"):
+        views.append(weight.op)
+        weight = weight.op.operands[0]
+    if weight.path is None:
+        if weight.const is not None:
+            return None
+        raise _Unclear("it is made of several parameters")
+    cut = cut_of(weight.path, weight.shape)
+    for op in reversed(views):
+        if cut is None:
+            return None
+        if op.name == "transpose":
+            cut = tuple(op.params["permutation"]).index(cut)
+        elif op.name != "convert_element_type":
+            before, old = math.prod(op.operands[0].shape[:cut]), op.operands[0].shape
+            fits = [d for d, n in enumerate(op.result.shape) if n > 1 and math.prod(op.result.shape[:d]) == before]
+            if not fits or old[cut] % op.result.shape[fits[0]]:
+                raise _Unclear("a reshape merges the dimension that they share")
+            cut = fits[0]
+    return cut
 
 
 def _is_shared(weight: Value, users: dict[Value, list[Op]], outputs: set[Value]) -> bool:

@@ -132,3 +132,38 @@ def test_mapped_over_a_batch():
     tokens = jnp.arange(12).reshape(2, 6) % 23
     wanted, found = (jax.vmap(fn, (None, 0))(state, tokens) for fn in (forward, rewritten))
     np.testing.assert_allclose(wanted, found, rtol=1e-4, atol=1e-5)
+
+
+def cut_by_columns(path, shape):
+    """Projections into heads and the MLP are cut by columns, those back by rows."""
+    name = path.split(".kernel")[0].rpartition(".")[2]
+    return {"query": 1, "key": 1, "value": 1, "gate": 1, "up": 1, "output": 0, "down": 0}.get(name)
+
+
+def test_projections_whose_columns_are_shared_join_in_the_order_of_devices():
+    graph, arguments = family_graph("llama")
+    before = clone(graph)
+    result = merge_projections(graph, num_shards=2, cut_of=cut_by_columns)
+    assert result.matched == 4 and not result.remarks
+    assert error_between(before, graph, arguments) < 1e-12
+    joined = [op for op in graph.ops if op.name == "concatenate" and op.operands[0].shape[1:2] == (2,)]
+    assert len(joined) == 4  # [D, devices, columns of one]: no device needs another's columns
+
+
+@pytest.mark.parametrize(
+    ("cut_of", "reason"),
+    [
+        (lambda path, shape: 0 if "key" in path or "gate" in path else 1, "otherwise than by their outermost columns"),
+        (lambda path, shape: None if "key" in path or "gate" in path else 1, "otherwise than by their outermost"),
+    ],
+)
+def test_projections_that_are_shared_in_different_ways_stay_apart(cut_of, reason):
+    graph, _ = family_graph("llama")
+    result = merge_projections(graph, num_shards=2, cut_of=cut_of)
+    assert result.matched == 0 and all(reason in str(remark) for remark in result.remarks)
+
+
+def test_projections_that_every_device_holds_join_as_on_one():
+    graph, _ = family_graph("llama")
+    result = merge_projections(graph, num_shards=2, cut_of=lambda path, shape: None)
+    assert result.matched == 4
