@@ -8,51 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
+import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from fastgpt_jax.engine.outputs import RequestOutput
+from fastgpt_jax.engine.outputs import EmbeddingOutput, RequestOutput
+from fastgpt_jax.engine.pooling import PoolingParams
+from fastgpt_jax.engine.stats import EngineStats
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.serving.admission import Admission
+from fastgpt_jax.serving.async_llm_mail import Observer, Stream, aborted, dead, failure, mean_length
 from fastgpt_jax.serving.engine_thread import EngineThread, StepRecord
 from fastgpt_jax.serving.unavailable import Aborted, Draining, EngineDead, Overloaded, StepFailed
 
 __all__ = ["Aborted", "AsyncLLM", "Draining", "EngineDead", "Overloaded", "StepFailed"]
 
+_log = logging.getLogger(__name__)
+
 NUM_TOKENISERS = 2
 POLL_S = 0.02
 """How often a drain looks whether all is done."""
-
-
-@runtime_checkable
-class Observer(Protocol):
-    """Counts what happens; a request ends with a finished output of a step, or by `on_end` ("abort", "error")."""
-
-    def on_step(self, record: StepRecord) -> None: ...
-    def on_end(self, request_id: str, reason: str) -> None: ...
-
-
-class _Stream:
-    """One request's mailbox, read on the event loop."""
-
-    def __init__(self):
-        self.has_mail = asyncio.Event()
-        self.output: Any = None
-        self.error: Exception | None = None
-
-    def put(self, mail: Any) -> None:
-        """Leaves an output, in place of the one before, or an error."""
-        if isinstance(mail, Exception):
-            self.error = mail
-        else:
-            self.output = mail
-        self.has_mail.set()
 
 
 class AsyncLLM:
@@ -71,7 +51,7 @@ class AsyncLLM:
             max_running=engine.compiled.max_num_seqs, max_queue_len=max_queue_len, max_queued_tokens=max_queued_tokens
         )
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, Stream] = {}
         self._observers: list[Observer] = []
         self._lock = threading.Lock()
         self._mail: dict[str, Any] = {}
@@ -141,7 +121,7 @@ class AsyncLLM:
         """Seconds that a request let in now is expected to wait, by the measured rate; 0 where nothing is known."""
         return self._admission.queue_s
 
-    def stats(self) -> Any:
+    def stats(self) -> EngineStats:
         """Returns the engine's counts after its last step."""
         return self._thread.stats
 
@@ -173,14 +153,40 @@ class AsyncLLM:
           Draining, EngineDead: Nothing is taken any more.
           StepFailed: A step failed that the request had a part in.
         """
+        options = {"priority": priority, "deadline_s": deadline_s, "cache_salt": cache_salt}
+        async with contextlib.aclosing(self._run(request_id, prompt, params, options)) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def embed(self, request_id: str, prompts: Sequence[Any]) -> list[EmbeddingOutput]:
+        """Makes a vector of every prompt; all are given up when one cannot be served, or nobody awaits them.
+
+        Raises: As `generate`.
+        """
+
+        async def run(index: int, prompt: Any) -> EmbeddingOutput:
+            async with contextlib.aclosing(self._run(f"{request_id}-{index}", prompt, PoolingParams(), {})) as outputs:
+                return await anext(outputs)
+
+        tasks = [asyncio.ensure_future(run(index, prompt)) for index, prompt in enumerate(prompts)]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(
+        self, request_id: str, prompt: Any, params: Any, options: dict[str, Any]
+    ) -> AsyncGenerator[Any, None]:
+        """Checks a request off the loop, queues it, and yields its outputs."""
         self._check_available()
         self._check_room(getattr(params, "n", 1), 0)
         started_s = time.monotonic()
         check = functools.partial(self._engine.check_request, prompt, params)
         text, token_ids = await asyncio.get_running_loop().run_in_executor(self._tokenisers, check)
-        if deadline_s is not None:
-            deadline_s = max(deadline_s - (time.monotonic() - started_s), 0.0)
-        options = {"priority": priority, "deadline_s": deadline_s, "cache_salt": cache_salt}
+        if options.get("deadline_s") is not None:
+            options["deadline_s"] = max(options["deadline_s"] - (time.monotonic() - started_s), 0.0)
         stream = self._admit(request_id, {"prompt": text, "prompt_token_ids": token_ids}, params, options)
         try:
             while True:
@@ -200,7 +206,7 @@ class AsyncLLM:
         stream = self._streams.get(request_id)
         if stream is not None:
             self._abort(request_id, stream)
-            stream.put(_aborted(stream.output))
+            stream.put(aborted(stream.output))
 
     async def drain(self, timeout_s: float) -> bool:
         """Takes nothing new and waits for what is under way; returns whether all of it ended in time."""
@@ -224,7 +230,7 @@ class AsyncLLM:
             self.num_refused["draining"] += 1
             raise Draining("the server is shutting down; send the request elsewhere")
         if not self.is_alive:
-            raise _dead()
+            raise dead()
 
     def _check_room(self, num_sequences: int, num_tokens: int) -> None:
         try:
@@ -233,7 +239,7 @@ class AsyncLLM:
             self.num_refused["overloaded"] += 1
             raise
 
-    def _admit(self, request_id: str, prompt: dict[str, Any], params: Any, options: dict[str, Any]) -> _Stream:
+    def _admit(self, request_id: str, prompt: dict[str, Any], params: Any, options: dict[str, Any]) -> Stream:
         """Queues a checked request unless there is too much already."""
         self._check_available()
         self._bind()
@@ -244,10 +250,10 @@ class AsyncLLM:
         longest = self.max_model_len - num_tokens
         max_tokens = min(getattr(params, "max_tokens", 0) or longest, longest)
         self._admission.add(request_id, num_sequences, num_tokens, max_tokens)
-        stream = self._streams[request_id] = _Stream()
+        stream = self._streams[request_id] = Stream()
         self._thread.submit(functools.partial(self._add, request_id, prompt, params, options))
         if self._death is not None:  # while this was queued, and perhaps after those who wait were told
-            stream.put(_dead())
+            stream.put(dead())
         return stream
 
     def _deliver(self) -> None:
@@ -261,9 +267,10 @@ class AsyncLLM:
             if stream is None:
                 continue  # aborted meanwhile
             self._admission.start(request_id)
+            item = failure(item) or item
             if isinstance(item, Exception) or item.finished:
                 del self._streams[request_id]
-                self._admission.remove(request_id, _mean_length(item))
+                self._admission.remove(request_id, mean_length(item))
             stream.put(item)
 
     def _bind(self) -> None:
@@ -276,7 +283,7 @@ class AsyncLLM:
                 self._abort(request_id, stream)
             self._loop = loop
 
-    def _abort(self, request_id: str, stream: _Stream) -> None:
+    def _abort(self, request_id: str, stream: Stream) -> None:
         """Forgets a request, and has the engine forget it where it has not finished."""
         if self._streams.get(request_id) is stream:
             del self._streams[request_id]
@@ -309,7 +316,7 @@ class AsyncLLM:
     def _count(self, output: Any) -> int:
         """Returns the tokens of an output that no output before it held, the prompt's with the first."""
         before = self._num_tokens.get(output.request_id, 0)
-        num_tokens = sum(len(completion.token_ids) for completion in output.outputs)
+        num_tokens = sum(len(completion.token_ids) for completion in getattr(output, "outputs", ()))
         if output.finished:
             self._num_tokens.pop(output.request_id, None)
         else:
@@ -318,6 +325,7 @@ class AsyncLLM:
 
     def _on_failed_step(self, error: Exception) -> None:
         """The engine's state is unknown for every request in it, so all of them fail; later ones start afresh."""
+        _log.error("a step failed", exc_info=error)
         failed = list(self._num_tokens)
         for request_id in failed:
             self._forget(request_id, "error")
@@ -327,7 +335,8 @@ class AsyncLLM:
 
     def _on_death(self, error: BaseException) -> None:
         self._death = error
-        self._send(dict.fromkeys(list(self._streams), _dead()))
+        _log.critical("the engine has stopped", exc_info=error)
+        self._send(dict.fromkeys(list(self._streams), dead()))
 
     def _send(self, mail: dict[str, Any], num_tokens: int = 0, seconds: float = 0.0) -> None:
         """Leaves mail for the loop, in place of what it has not fetched, and calls it unless that was done."""
@@ -339,25 +348,3 @@ class AsyncLLM:
         if mail and not is_called and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # a loop that is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._deliver)
-
-
-def _dead() -> EngineDead:
-    return EngineDead("the engine has stopped; the server must be started again")
-
-
-def _aborted(output: Any) -> Any:
-    """Returns an output as an abort leaves it, or why there is none."""
-    if output is None:
-        return Aborted("the request was aborted")
-    outputs = tuple(
-        dataclasses.replace(completion, finish_reason=completion.finish_reason or "abort")
-        for completion in output.outputs
-    )
-    return dataclasses.replace(output, outputs=outputs, finished=True)
-
-
-def _mean_length(item: Any) -> int | None:
-    """Returns the tokens that each sequence of a finished output was given; None for an error."""
-    if isinstance(item, Exception):
-        return None
-    return sum(len(completion.token_ids) for completion in item.outputs) // len(item.outputs)

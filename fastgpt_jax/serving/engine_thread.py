@@ -13,11 +13,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastgpt_jax.engine.outputs import RequestOutput
 from fastgpt_jax.engine.stats import EngineStats
 
-MAX_FAILED_STEPS = 3
-"""So many failed steps, one after the other, mean that the engine is beyond help."""
+MAX_ESCAPED = 3
+"""So many errors that the engine did not handle, one after the other, mean that it is beyond help."""
+MAX_FAILED_STEPS = 64
+"""So many failed steps, with none between that went well, mean that the device is; one request may fail a few alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +56,10 @@ class EngineThread:
         self._commands: deque[Callable[[], None]] = deque()
         self._has_work = threading.Condition()
         self._is_closing = False
+        self._num_escaped = 0
         self._num_failed = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self.stats: EngineStats = read_stats(engine)
+        self.stats: EngineStats = engine.stats()
 
     def start(self) -> None:
         """Lets the thread run."""
@@ -86,7 +88,8 @@ class EngineThread:
             while self._run_commands():
                 if self._engine.has_unfinished_requests():
                     self._step()
-                self.stats = read_stats(self._engine)
+                else:
+                    self.stats = self._engine.stats()
         except BaseException as error:  # whatever it is, those who wait must hear of it
             self._on_death(error)
 
@@ -105,17 +108,22 @@ class EngineThread:
     def _step(self) -> None:
         started_s = time.monotonic()
         try:
-            outputs: list[RequestOutput] = self._engine.step()
+            outputs: list[Any] = self._engine.step()
         except Exception as error:
-            self._num_failed += 1
-            if self._num_failed >= MAX_FAILED_STEPS:
+            self._num_escaped += 1
+            if self._num_escaped >= MAX_ESCAPED:
                 raise
             self._on_failed_step(error)
             return
-        self._num_failed = 0
-        self._on_step(StepRecord(started_s, time.monotonic(), outputs, read_stats(self._engine)))
+        self._num_escaped = 0
+        before, self.stats = self.stats, self._engine.stats()
+        self._watch(before, self.stats)
+        self._on_step(StepRecord(started_s, time.monotonic(), outputs, self.stats))
 
-
-def read_stats(engine: Any) -> EngineStats:
-    """Returns the engine's counts."""
-    return engine.stats() if hasattr(engine, "stats") else EngineStats()
+    def _watch(self, before: EngineStats, after: EngineStats) -> None:
+        """Counts failed steps that the engine came through, until tokens come again."""
+        if after.generation_tokens > before.generation_tokens:
+            self._num_failed = 0
+        self._num_failed += after.num_failed_steps - before.num_failed_steps
+        if self._num_failed >= MAX_FAILED_STEPS:
+            raise RuntimeError(f"{self._num_failed} steps failed one after the other")

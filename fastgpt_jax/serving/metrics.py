@@ -126,8 +126,8 @@ class ServerMetrics(Collector):
             self._last_token_s[output.request_id] = (now_s, num_tokens)
 
     def _count_first(self, output: Any) -> None:
-        times = getattr(output, "metrics", None)
-        if times is None or times.first_token is None:
+        times = output.metrics
+        if times.first_token is None:
             return
         self._times["vllm:time_to_first_token_seconds"].observe(times.first_token - times.arrival)
         if times.first_scheduled is not None:
@@ -139,8 +139,8 @@ class ServerMetrics(Collector):
         for completion in getattr(output, "outputs", ()):
             self._finished[completion.finish_reason or "stop"] += 1
             self._generation_tokens.observe(len(completion.token_ids))
-        times = getattr(output, "metrics", None)
-        if times is None or times.finished is None:
+        times = output.metrics
+        if times.finished is None:
             return
         self._times["vllm:e2e_request_latency_seconds"].observe(times.finished - times.arrival)
         if times.first_token is None:

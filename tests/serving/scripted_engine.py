@@ -119,6 +119,4 @@ class ScriptedEngine:
             for index in range(request.params.n)
         )
         prompt_ids = tuple(request.prompt["prompt_token_ids"])
-        output = RequestOutput(request_id, request.prompt.get("prompt"), prompt_ids, None, completions, finished)
-        has_metrics = "metrics" in {field.name for field in dataclasses.fields(RequestOutput)}
-        return dataclasses.replace(output, metrics=metrics) if has_metrics else output
+        return RequestOutput(request_id, request.prompt.get("prompt"), prompt_ids, None, completions, finished, metrics)

@@ -12,6 +12,7 @@ import pytest
 from fastgpt_jax.engine.engine import LLMEngine
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling.params import SamplingParams
+from fastgpt_jax.serving import engine_thread
 from fastgpt_jax.serving.admission import Admission
 from fastgpt_jax.serving.async_llm import Aborted, AsyncLLM, Draining, EngineDead, Overloaded, StepFailed
 from tests.engine.fake import FakeCompiled, continue_greedily
@@ -247,3 +248,55 @@ def test_another_event_loop_may_take_over():
     for _ in range(3):
         assert len(asyncio.run(collect(llm))[-1].outputs[0].token_ids) == 5
     asyncio.run(llm.close())
+
+
+class Failing(FakeCompiled):
+    """Fails a step that runs the prompt of all nines."""
+
+    def step(self, state, inputs, sampler, **options):
+        if 9 in inputs.tokens[:1]:
+            raise ValueError("device lost")
+        return super().step(state, inputs, sampler, **options)
+
+
+def test_a_step_that_a_real_engine_comes_through_fails_the_request_and_no_more(caplog):
+    async def body():
+        async with serving(LLMEngine(Failing(is_fast=True, max_num_seqs=1))) as llm:
+            params = SamplingParams(temperature=0, max_tokens=3)
+            for _ in range(4):
+                with pytest.raises(StepFailed) as told:
+                    await collect(llm, "bad", [9, 9, 9])
+                assert "device lost" not in str(told.value)
+                outputs = [output async for output in llm.generate("good", [1, 2, 3], params)]
+                assert outputs[-1].outputs[0].token_ids == continue_greedily([1, 2, 3], 3)
+            assert llm.is_alive and llm.stats().num_failed_steps == 4 and llm.stats().kv_cache_usage == 0
+
+    asyncio.run(body())
+    assert "ValueError: device lost" in caplog.records[0].error
+
+
+def test_a_device_that_fails_every_step_is_given_up(monkeypatch):
+    monkeypatch.setattr(engine_thread, "MAX_FAILED_STEPS", 3)
+
+    async def body():
+        async with serving(LLMEngine(Failing(is_fast=True, max_num_seqs=1))) as llm:
+            outcomes = [await asyncio.gather(collect(llm, prompt=[9, 9]), return_exceptions=True) for _ in range(4)]
+            assert isinstance(outcomes[0][0], StepFailed) and isinstance(outcomes[-1][0], EngineDead)
+            assert not llm.is_alive
+
+    asyncio.run(body())
+
+
+def test_embeddings_come_in_the_order_of_the_prompts():
+    prompts = [[1, 2], [3, 4, 5], [6]]
+
+    async def body():
+        async with serving(LLMEngine(FakeCompiled(is_fast=True))) as llm:
+            outputs = await llm.embed("e", prompts)
+            assert [list(output.prompt_token_ids) for output in outputs] == prompts
+            assert all(abs(float((output.embedding**2).sum()) - 1) < 1e-5 for output in outputs)
+            with pytest.raises(UserError, match="outside the vocabulary"):
+                await llm.embed("e", [*prompts, [10_000]])
+            await until(lambda: llm.num_unfinished == 0 and llm.stats().num_running == 0)
+
+    asyncio.run(body())

@@ -12,14 +12,12 @@ from fastapi.testclient import TestClient
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from fastgpt_jax.engine.outputs import RequestOutput
 from fastgpt_jax.sampling.params import SamplingParams
 from fastgpt_jax.serving.async_llm import AsyncLLM, Overloaded
 from fastgpt_jax.serving.metrics import ServerMetrics, make_router
 from fastgpt_jax.serving.metrics_histogram import TTFT_S, Histogram, token_buckets
 from tests.serving.scripted_engine import ScriptedEngine
 
-HAS_TIMES = "metrics" in RequestOutput.__dataclass_fields__
 VLLM = (
     *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info"),
     *("prefix_cache_queries", "prefix_cache_hits", "num_preemptions", "prompt_tokens", "generation_tokens"),
@@ -104,7 +102,6 @@ def test_requests_are_counted(served):
     assert samples["vllm:inter_token_latency_seconds_sum",] >= 26 * STEP_S
 
 
-@pytest.mark.skipif(not HAS_TIMES, reason="outputs bring no times")
 def test_times_add_up(served):
     samples = scrape(served[0])
     names = ("queue", "prefill", "decode")
