@@ -59,12 +59,20 @@ def documents(
         responses[429]["headers"] = _RETRY_AFTER
     responses[200] = {"model": gives, "description": "The answer"}
     if chunk is not None:
-        responses[200]["content"] = {"text/event-stream": {"schema": {"$ref": _REF.format(model=chunk.__name__)}}}
+        responses[200]["content"] = {"text/event-stream": {"schema": _event_schema(chunk)}}
     extra = {}
     if takes is not None:
         schema = {"$ref": _REF.format(model=takes.__name__)}
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     return {"response_model": None, "responses": responses, "openapi_extra": extra}
+
+
+def _event_schema(chunk: type[BaseModel]) -> dict[str, Any]:
+    """One event of a stream: a chunk as JSON, an error where the stream breaks off, and the word that ends it."""
+    kinds = [{"$ref": _REF.format(model=model.__name__)} for model in (chunk, ErrorAnswer)]
+    told = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": kinds}}
+    data = {"anyOf": [{"const": "[DONE]"}, told]}
+    return {"type": "object", "properties": {"data": data}, "required": ["data"]}
 
 
 def make_document(app: FastAPI, *, needs_key: bool, is_open: Any) -> dict[str, Any]:

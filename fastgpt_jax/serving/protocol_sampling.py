@@ -47,7 +47,7 @@ class StreamOptions(Request):
     """`include_usage` ends a stream with a chunk that counts tokens; padding of chunks is not made."""
 
     include_usage: bool = False
-    include_obfuscation: Literal[False] = False
+    include_obfuscation: bool = False
 
 
 class JsonSchemaFormat(Request):
@@ -68,7 +68,7 @@ class StructuredOutputs(Request):
     """What the text must keep to; exactly one of these."""
 
     json_: JsonSchema = Field(default=None, alias="json")
-    json_object: Literal[True] | None = None
+    json_object: bool | None = None
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None

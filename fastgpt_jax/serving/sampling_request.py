@@ -47,9 +47,12 @@ def _check_model(params: SamplingParams, llm: Any) -> None:
 
 
 def check_stream_options(request: SamplingRequest) -> None:
-    """Raises ApiError for options of a stream where none was asked for."""
+    """Raises ApiError for options of a stream where none was asked for, and for padding of its chunks."""
     if request.stream_options is not None and not request.stream:
         raise ApiError("invalid_value", "stream_options goes with stream: true", "stream_options")
+    if request.stream_options is not None and request.stream_options.include_obfuscation:
+        param = "stream_options.include_obfuscation"
+        raise ApiError("unsupported_parameter", f"{param} is not supported by this server; leave it out", param)
 
 
 def named_error(make: Callable[[], Any], names: Mapping[str, Any]) -> Any:

@@ -119,6 +119,18 @@ def test_a_body_of_another_kind_is_refused(client, kind):
         ({"stream": "yes"}, "invalid_type", "stream"),
         ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
         ({"stream": True, "stream_options": {"padding": 1}}, "unsupported_parameter", "stream_options.padding"),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": 0}},
+            "invalid_type",
+            "stream_options.include_obfuscation",
+        ),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "unsupported_parameter",
+            "stream_options.include_obfuscation",
+        ),
+        ({"structured_outputs": {"json_object": 1}}, "invalid_type", "structured_outputs.json_object"),
+        ({"structured_outputs": {"json_object": False}}, "invalid_value", "structured_outputs"),
         ({"response_format": {"type": "xml"}}, "invalid_value", "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "invalid_value", "response_format.json_schema"),
         ({"guided_regex": "a", "guided_json": {}}, "invalid_value", "guided_json"),
