@@ -91,7 +91,8 @@ def load(options: ModelOptions, settings: ServerSettings) -> Served:
         engine_options = {**options.compiled, **options.engine}
         folder = Path(options.model)
         if not is_artifact(folder):
-            compile_options = {**options.compiled, **options.compiling}
+            share = options.engine.get("gpu_memory_utilization")
+            compile_options = {**options.compiled, **options.compiling, "gpu_memory_utilization": share}
             folder = find_or_compile(options.model, compile_options, options.cache_folder)
             engine_options = dict(options.engine)
         engine = LLMEngine.from_engine_args(make_engine_args(str(folder), engine_options))
@@ -104,6 +105,7 @@ def load(options: ModelOptions, settings: ServerSettings) -> Served:
         max_queue_len=settings.max_queue_len,
         max_queued_tokens=settings.max_queued_tokens,
         model_name=settings.model_name,
+        num_tokenisers=options.num_workers,
     )
     counted = ServerMetrics(llm)
     app = make_app(llm, settings, counted=counted)

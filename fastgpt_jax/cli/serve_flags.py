@@ -18,6 +18,7 @@ from fastgpt_jax.artifact.loading import ON_MISMATCH
 from fastgpt_jax.artifact.verify import LEVELS
 from fastgpt_jax.cli.quantization_flags import add_quantization_flags
 from fastgpt_jax.errors import UserError
+from fastgpt_jax.serving.async_llm import NUM_TOKENISERS
 from fastgpt_jax.serving.auth import load_api_keys
 from fastgpt_jax.serving.settings import LOG_FORMATS, LOG_LEVELS, ServerSettings
 
@@ -51,10 +52,12 @@ LIMITS: Mapping[str, str] = MappingProxyType(
 MODEL_OPTIONS = ("tokenizer", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_logprobs")
 MODEL_OPTIONS = (*MODEL_OPTIONS, "tensor_parallel_size", "quantization", "kv_cache_dtype", "sparse")
 """Decided when a model is compiled: flags of `fastgpt compile`, and checked against an artifact by the engine."""
-COMPILE_OPTIONS = ("params", "quantization_rules", "strict")
+COMPILE_OPTIONS = ("params", "quantization_rules", "strict", "page_size", "memory_pool_size")
 """Flags of `fastgpt compile` that an artifact has no use for."""
-ENGINE_OPTIONS = ("verify", "on_mismatch", "gpu_memory_utilization", "seed")
+ENGINE_OPTIONS = ("verify", "on_mismatch", "seed", "max_batch", "min_batch", "batch_timeout_ms")
 """Decided when the engine starts."""
+SWAP_GIB = 4.0
+"""Of the host's memory, for `--swap_to_cpu` alone."""
 PRECISIONS: Mapping[str, str] = MappingProxyType(
     {"mixed": "bfloat16", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 )
@@ -111,6 +114,7 @@ def _add_model_flags(values: flags.FlagValues) -> None:
 
 
 def _add_engine_flags(values: flags.FlagValues) -> None:
+    text, integer, boolean = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_bool
     flags.DEFINE_enum("verify", None, LEVELS, "How much of an artifact is checked first.", flag_values=values)
     flags.DEFINE_enum(
         "on_mismatch",
@@ -119,11 +123,24 @@ def _add_engine_flags(values: flags.FlagValues) -> None:
         "With an artifact of another environment: recompile or refuse.",
         flag_values=values,
     )
+    text("gpu_id", None, "GPUs to run on, as in 0 or 0,1.", flag_values=values)
+    text("memory_pool_size", None, "Bytes of all pages on each device, as in 24GB.", flag_values=values)
+    integer("page_size", None, "Tokens of a page of the caches.", lower_bound=1, flag_values=values)
     flags.DEFINE_float(
-        "gpu_memory_utilization", None, "Share of the memory for weights and caches.", flag_values=values
+        "gpu_memory_utilization",
+        None,
+        "Share of a device's memory that weights, pages and steps may take.",
+        flag_values=values,
     )
-    flags.DEFINE_integer("seed", None, "Decides the draws of requests without a seed.", flag_values=values)
-    flags.DEFINE_string("gpu_id", None, "GPUs to run on, as in 0 or 0,1.", flag_values=values)
+    boolean("swap_to_cpu", False, "Rows of preempted requests go to the host's memory.", flag_values=values)
+    flags.DEFINE_float("swap_space", None, "GiB of the host's memory for them.", lower_bound=0, flag_values=values)
+    boolean("enable_prefix_caching", True, "Prompts that begin alike share what was computed.", flag_values=values)
+    boolean("async_pipeline", True, "The next step is prepared while one runs; always.", flag_values=values)
+    integer("max_batch", None, "Most sequences that run together.", lower_bound=1, flag_values=values)
+    integer("min_batch", None, "An idle engine waits for so many,", lower_bound=1, flag_values=values)
+    flags.DEFINE_float("batch_timeout_ms", None, "or for so long.", lower_bound=0, flag_values=values)
+    integer("num_workers", NUM_TOKENISERS, "Threads that make tokens of text.", lower_bound=1, flag_values=values)
+    integer("seed", None, "Decides the draws of requests without a seed.", flag_values=values)
 
 
 def make_settings(values: flags.FlagValues, model_name: str) -> ServerSettings:
@@ -174,6 +191,7 @@ class ModelOptions:
     compiling: Mapping[str, Any]
     engine: Mapping[str, Any]
     gpu_id: str | None
+    num_workers: int
     cache_folder: Path
     prewarm: Path | None
 
@@ -185,12 +203,21 @@ def make_model_options(values: flags.FlagValues) -> ModelOptions:
     def pick(names: tuple[str, ...]) -> dict[str, Any]:
         return {name: given[name] for name in names if name in given}
 
+    if not values["async_pipeline"].value:
+        raise UserError("async_pipeline=false is not supported: the next step is always prepared while one runs")
+    engine = {**pick(ENGINE_OPTIONS), **pick(("gpu_memory_utilization",))}
+    if not values["enable_prefix_caching"].value:
+        engine["enable_prefix_caching"] = False
+    swap_gib = given.get("swap_space", SWAP_GIB if "swap_to_cpu" in given else None)
+    if swap_gib is not None:
+        engine["swap_space"] = int(swap_gib * 2**30)
     return ModelOptions(
         model=given["model"],
         compiled={**pick(MODEL_OPTIONS), **_dtype(given.get("dtype"), given.get("precision"))},
         compiling=pick(COMPILE_OPTIONS),
-        engine=pick(ENGINE_OPTIONS),
+        engine=engine,
         gpu_id=given.get("gpu_id"),
+        num_workers=given["num_workers"],
         cache_folder=Path(given["cache_folder"]).expanduser(),
         prewarm=_path(given.get("prewarm")),
     )

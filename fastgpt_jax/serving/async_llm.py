@@ -43,8 +43,21 @@ class AsyncLLM:
     it has finished, failed or been left.
     """
 
-    def __init__(self, engine: Any, *, max_queue_len: int, max_queued_tokens: int, model_name: str = "model"):
-        """Args: engine: An `LLMEngine`, which nobody else may use from now on."""
+    def __init__(
+        self,
+        engine: Any,
+        *,
+        max_queue_len: int,
+        max_queued_tokens: int,
+        model_name: str = "model",
+        num_tokenisers: int = NUM_TOKENISERS,
+    ):
+        """Takes over an engine.
+
+        Args:
+          engine: An `LLMEngine`, which nobody else may use from now on.
+          num_tokenisers: Threads that check requests and make tokens of text.
+        """
         self.model_name = model_name
         self._engine = engine
         self._admission = Admission(
@@ -60,7 +73,7 @@ class AsyncLLM:
         self.num_refused: Counter[str] = Counter({"overloaded": 0, "draining": 0})
         self._is_draining = False
         self._death: BaseException | None = None
-        self._tokenisers = ThreadPoolExecutor(NUM_TOKENISERS, thread_name_prefix="tokeniser")
+        self._tokenisers = ThreadPoolExecutor(num_tokenisers, thread_name_prefix="tokeniser")
         self._thread = EngineThread(
             engine, on_step=self._on_step, on_failed_step=self._on_failed_step, on_death=self._on_death
         )

@@ -18,6 +18,7 @@ import pytest
 from fastgpt_jax.cli.main import main
 from fastgpt_jax.cli.serve_config import read_serve_config
 from fastgpt_jax.cli.serve_flags import LIMITS, apply_config, make_flags, make_model_options, make_settings
+from fastgpt_jax.engine.args import EngineArgs
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.serving.settings import ServerSettings
 from tests.artifact.built import build
@@ -85,9 +86,20 @@ def test_every_limit_has_its_flag():
     )
 
 
+def test_flags_of_the_engine():
+    engine = make_model_options(parse("--swap_to_cpu", "--min_batch=2")).engine
+    assert engine == {"min_batch": 2, "swap_space": 4 * 2**30}
+    assert make_model_options(parse("--swap_space=0.5")).engine == {"swap_space": 2**29}
+    assert make_model_options(parse("--noenable_prefix_caching")).engine == {"enable_prefix_caching": False}
+    assert make_model_options(parse("--num_workers=3")).num_workers == 3
+    for name in make_model_options(parse("--swap_to_cpu", "--min_batch=2", "--gpu_memory_utilization=0.5")).engine:
+        assert name in EngineArgs.__dataclass_fields__
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--model=m", "--noasync_pipeline"], "async_pipeline=false is not supported"),
         (["--model=/nowhere"], "there is no model /nowhere"),
         ([], "--model must be given"),
         (["--model=m", "--port=70000"], "port must be between 0 and 65535"),
