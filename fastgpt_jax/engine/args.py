@@ -46,8 +46,8 @@ class EngineArgs:
       dtype: Of parameters and activations; "auto" is the checkpoint's.
       max_model_len: Tokens of prompt and output together; None is what the model was made for.
       max_num_seqs: Requests that run together; None leaves it to the compiler.
-      max_num_batched_tokens: Tokens, padding included, of a prefill step that holds several requests; None leaves it
-        to the compiler. Of a compiled model, larger steps are left out.
+      max_num_batched_tokens: Tokens, padding included, of the largest prefill step; None leaves it to the compiler. Of
+        a compiled model, larger steps are left out.
       max_logprobs: Most likely tokens that may be asked for; None leaves it to the compiler.
       gpu_memory_utilization: Share of the device's memory that weights and caches may take; more is an error at
         start. None leaves it unchecked.
@@ -55,7 +55,8 @@ class EngineArgs:
         is "full" up to 8 GB.
       on_mismatch: What to do with an artifact of another environment: "recompile" its portable programs, or "refuse".
       check_fingerprint: Whether an artifact must reproduce the log-probabilities of a fixed prompt before it serves.
-      max_batch: Most continuations that run together, at most `max_num_seqs`; None is that.
+      max_batch: Most continuations that run together, at most `max_num_seqs`; None is that, and where that is None too,
+        the model is compiled for it.
       min_batch: An idle engine waits until so many continuations are there,
       batch_timeout_ms: or until the oldest of them has waited so long; they take a running engine at once.
       num_workers: Threads that turn text into ids, for lists of prompts; 0 uses the caller's.

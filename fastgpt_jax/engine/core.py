@@ -39,6 +39,11 @@ class EngineCore:
 
     def __init__(self, compiled: CompiledModel, options: CoreOptions, clock: Callable[[], float] = time.monotonic):
         layout = compiled.layout
+        if (options.max_batch or 1) > compiled.max_num_seqs:
+            raise UserError(
+                f"max_batch must be at most max_num_seqs, got {options.max_batch} and {compiled.max_num_seqs}; compile "
+                "the model for more"
+            )
         self.compiled = compiled
         self._clock = clock
         self._caches = DeviceCaches(compiled)
@@ -67,7 +72,7 @@ class EngineCore:
             max_tokens=options.max_num_batched_tokens,
         )
         batching = Batching(
-            min(options.max_batch or compiled.max_num_seqs, compiled.max_num_seqs),
+            options.max_batch or compiled.max_num_seqs,
             options.min_batch,
             options.batch_timeout_ms / 1000,
         )

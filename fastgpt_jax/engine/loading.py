@@ -82,6 +82,8 @@ def _compile(args: EngineArgs) -> CompiledModel:
         "sparse",
     )
     chosen = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.max_batch is not None:
+        chosen.setdefault("max_num_seqs", args.max_batch)
     config = dataclasses.replace(CompileConfig(max_model_len=args.max_model_len or longest), **chosen)
     return compile_model(loaded, config=config)
 

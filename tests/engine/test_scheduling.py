@@ -279,6 +279,7 @@ def test_workers_turn_text_into_ids():
         ({"min_batch": 4}, "needs batch_timeout_ms"),
         ({"min_batch": 4, "max_batch": 2, "batch_timeout_ms": 5}, "min_batch must be at most max_batch"),
         ({"batch_timeout_ms": float("nan")}, "batch_timeout_ms must be a finite number"),
+        ({"max_batch": 5}, "max_batch must be at most max_num_seqs, got 5 and 4"),
         ({"num_workers": -1}, "num_workers must be an integer of at least 0"),
         ({"swap_space": 1.5}, "swap_space must be an integer of at least 0"),
         ({"enable_prefix_caching": "yes"}, "enable_prefix_caching must be True or False"),
