@@ -13,6 +13,8 @@ from fastapi.routing import iter_route_contexts
 from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
+from fastgpt_jax.serving.protocol_chat import UNSUPPORTED_CHAT
+from fastgpt_jax.serving.protocol_completions import UNSUPPORTED_COMPLETIONS
 from tests.serving.fake_llm import FakeLLM, make_server
 from tests.shared_data import shared_path
 
@@ -143,6 +145,20 @@ def needed_schemas(paths, schemas):
     return needed
 
 
+def lead_to_an_answer(case, is_stream):
+    """Drops what is always refused: of the rest of OpenAI's document enough is left to be wrong."""
+    if isinstance(case.body, dict) and case.path.endswith("completions"):
+        names = {*UNSUPPORTED_CHAT, *UNSUPPORTED_COMPLETIONS, "stream_options", "response_format", "deadline_s"}
+        case.body = {name: value for name, value in case.body.items() if name not in names}
+        case.body |= {"stream": is_stream, "max_tokens": 3}
+        if isinstance(case.body.get("messages"), list):
+            case.body["messages"] = [
+                {"role": "user", "content": message["content"]}
+                for message in case.body["messages"]
+                if isinstance(message, dict) and isinstance(message.get("content"), str)
+            ] or [{"role": "user", "content": "hi"}]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["openai", "own"])
 @pytest.mark.parametrize("kind", ["positive", "negative"])
@@ -162,7 +178,7 @@ def test_no_request_breaks_the_server_or_the_document(which, kind, own_document)
     ]
     if (which, kind) == ("own", "negative"):
         wanted.append(checks.negative_data_rejection)
-    statuses: Counter[int] = Counter()
+    seen: list[tuple[int, str]] = []
     for found in schema.get_all_operations():
         operation = found.ok()
         if kind == "negative" and not operation.body:
@@ -178,9 +194,13 @@ def test_no_request_breaks_the_server_or_the_document(which, kind, own_document)
         )
         @hypothesis.given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(kind)))
         def check(case):
+            if kind == "positive" and len(seen) % 3:
+                lead_to_an_answer(case, is_stream=len(seen) % 3 == 2)
             response = case.call()
-            statuses[response.status_code] += 1
+            seen.append((response.status_code, response.headers["content-type"][0].split(";")[0]))
             case.validate_response(response, checks=wanted)
 
         check()
-    assert statuses[400] > 25 and (kind == "negative" or statuses[200] > 25)
+    statuses = Counter(status for status, _ in seen)
+    assert statuses[400] > 25
+    assert kind == "negative" or (statuses[200] > 20 and seen.count((200, "text/event-stream")) > 5)
