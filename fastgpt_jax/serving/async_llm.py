@@ -171,14 +171,19 @@ class AsyncLLM:
             async for output in outputs:
                 yield output
 
-    async def embed(self, request_id: str, prompts: Sequence[Any]) -> list[EmbeddingOutput]:
+    async def embed(self, request_id: str, prompts: Sequence[Any], *, cache_salt: str = "") -> list[EmbeddingOutput]:
         """Makes a vector of every prompt; all are given up when one cannot be served, or nobody awaits them.
+
+        Args:
+          cache_salt: Prompts of different salts share no cached prefix.
 
         Raises: As `generate`.
         """
 
         async def run(index: int, prompt: Any) -> EmbeddingOutput:
-            async with contextlib.aclosing(self._run(f"{request_id}-{index}", prompt, PoolingParams(), {})) as outputs:
+            options = {"cache_salt": cache_salt}
+            running = self._run(f"{request_id}-{index}", prompt, PoolingParams(), options)
+            async with contextlib.aclosing(running) as outputs:
                 return await anext(outputs)
 
         tasks = [asyncio.ensure_future(run(index, prompt)) for index, prompt in enumerate(prompts)]

@@ -39,6 +39,7 @@ async def create_chat_completion(request: Request) -> Response:
     server.check_ready()
     asked = validate(ChatRequest, await read_body(request, server.settings), UNSUPPORTED_CHAT)
     server.check_model(asked.model)
+    request.state.user = asked.user or asked.safety_identifier
     check_stream_options(asked)
     check_sampling(asked, 1, server.settings)
     check_most("messages", "messages", len(asked.messages), server.settings.max_messages)

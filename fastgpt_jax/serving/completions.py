@@ -37,6 +37,7 @@ async def create_completion(request: Request) -> Response:
     server.check_ready()
     asked = validate(CompletionRequest, await read_body(request, server.settings), UNSUPPORTED_COMPLETIONS)
     server.check_model(asked.model)
+    request.state.user = asked.user or asked.safety_identifier
     check_stream_options(asked)
     check_sampling(asked, len(asked.prompt), server.settings)
     prompts = await encode_prompts(server, "prompt", asked.prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastgpt_jax.serving.limits import check_context, check_most
 from fastgpt_jax.serving.openapi import documents
 from fastgpt_jax.serving.prompts import encode_prompts
 from fastgpt_jax.serving.protocol import EmbeddingList, EmbeddingRequest
-from fastgpt_jax.serving.running import unless_gone
+from fastgpt_jax.serving.running import deadline_exceeded, unless_gone
 from fastgpt_jax.serving.state import new_id, server_of
 
 router = APIRouter()
@@ -30,11 +31,17 @@ async def create_embeddings(request: Request) -> Response:
     server.check_ready()
     asked = validate(EmbeddingRequest, await read_body(request, server.settings), UNSUPPORTED_EMBEDDINGS)
     server.check_model(asked.model)
+    request.state.user = asked.user
     check_most("input", "inputs", len(asked.input), server.settings.max_prompts)
     inputs = await encode_prompts(server, "input", asked.input, parse_special=False)
     check_context("input", [len(ids) for _, ids in inputs], None, server.llm.max_model_len)
     prompts = [{"prompt": text, "prompt_token_ids": ids} for text, ids in inputs]
-    outputs = await unless_gone(request.receive, server.llm.embed(new_id("embd"), prompts))
+    work = server.llm.embed(new_id("embd"), prompts, cache_salt=server.cache_salt(request, asked.cache_salt))
+    try:
+        async with asyncio.timeout(server.deadline_s(asked.deadline_s)):
+            outputs = await unless_gone(request.receive, work)
+    except TimeoutError:
+        raise deadline_exceeded() from None
     num_tokens = sum(len(output.prompt_token_ids) for output in outputs)
     return json_answer(
         {

@@ -118,6 +118,7 @@ class _Seen:
             "whole": self._is_whole,
             "request_id": state.get("request_id"),
             "tenant": state.get("tenant"),
+            "user": state.get("user"),
             "client": (scope.get("client") or (None,))[0],
         }
         return {name: value for name, value in fields.items() if value is not None}

@@ -109,6 +109,8 @@ class EmbeddingRequest(Request):
     model: str | None = None
     input: Prompts
     encoding_format: Literal["float", "base64"] = "float"
+    cache_salt: Label = ""
+    deadline_s: Annotated[float, Field(gt=0)] | None = None
     user: Label | None = None
 
 

@@ -123,10 +123,15 @@ def _check(output: RequestOutput) -> RequestOutput:
     """Raises ApiError for what the engine ended before its time."""
     reasons = {continuation.finish_reason for continuation in output.outputs}
     if "deadline" in reasons:
-        raise ApiError("deadline_exceeded", "the request took longer than it may; ask for fewer tokens, or later")
+        raise deadline_exceeded()
     if "abort" in reasons:
         raise ApiError("draining", "the request was ended before it was done")
     return output
+
+
+def deadline_exceeded() -> ApiError:
+    """The answer to a request that took longer than its deadline or the server's."""
+    return ApiError("deadline_exceeded", "the request took longer than it may; ask for less, or later")
 
 
 async def _cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:

@@ -88,7 +88,9 @@ class FakeLLM:
         finally:
             self.num_left += not is_ended
 
-    async def embed(self, request_id, prompts):
+    async def embed(self, request_id, prompts, *, cache_salt=""):
+        self.asked.append(SimpleNamespace(request_id=request_id, prompts=prompts, cache_salt=cache_salt))
+        await asyncio.sleep(max(self.delay_s, 0))
         if self.error is not None:
             raise self.error
         return [

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import logging
 import struct
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from fastgpt_jax.sampling.params import SamplingParams
+from fastgpt_jax.serving.logs import AccessLog
 from fastgpt_jax.serving.protocol import EmbeddingList, ModelCard, ModelList
 from fastgpt_jax.serving.protocol_completions import Completion
 from tests.serving.fake_llm import END, FakeLLM, make_server, make_tokenizer
@@ -229,6 +231,32 @@ def test_embeddings_come_as_numbers_and_as_base64(served):
     packed = served.client.post("/v1/embeddings", json={**body, "encoding_format": "base64"}).json()
     vector = struct.unpack("<2f", base64.b64decode(packed["data"][1]["embedding"]))
     assert vector == pytest.approx((0.6, -0.8))
+
+
+def test_embeddings_keep_their_deadline_and_their_salt(served):
+    body = {"input": "a", "deadline_s": 0.05, "cache_salt": "s"}
+    assert served.client.post("/v1/embeddings", json=body).status_code == 200
+    assert served.llm.asked[0].cache_salt == "s"
+    served.llm.delay_s = 5.0
+    response = served.client.post("/v1/embeddings", json=body)
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/completions", {"prompt": "a", "user": "me"}),
+        ("/v1/completions", {"prompt": "a", "safety_identifier": "me"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "user": "me"}),
+        ("/v1/embeddings", {"input": "a", "user": "me"}),
+    ],
+)
+def test_who_asked_goes_into_the_log(path, fields, caplog):
+    client = TestClient(AccessLog(make_server()[1]))
+    with caplog.at_level(logging.INFO, "fastgpt_jax.serving.access"):
+        assert client.post(path, json=fields).status_code == 200
+    (record,) = [record for record in caplog.records if record.name == "fastgpt_jax.serving.access"]
+    assert (record.user, record.path, record.status) == ("me", path, 200)
 
 
 def test_a_special_token_spelled_in_an_input_is_text(served):
