@@ -40,12 +40,13 @@ from fastgpt_jax.cli.model_source import ModelSource, is_function_spec, load_sou
 from fastgpt_jax.cli.progress import BuildProgress
 from fastgpt_jax.cli.quality_text import read_quality_text
 from fastgpt_jax.cli.quantization_flags import add_quantization_flags, read_quantization_rules
-from fastgpt_jax.cli.tables import format_seconds
+from fastgpt_jax.cli.tables import format_bytes, format_seconds
 from fastgpt_jax.cli.traffic_file import read_traffic
 from fastgpt_jax.compiler.build import BuildReport, build_artifact
 from fastgpt_jax.compiler.compile import Compiled
 from fastgpt_jax.compiler.compile import compile as compile_model
 from fastgpt_jax.compiler.config import CompileConfig
+from fastgpt_jax.compiler.memory_plan import parse_bytes
 from fastgpt_jax.compiler.quality_passes import changes_by_pass, measure_quality
 from fastgpt_jax.compiler.quantization import make_pipeline
 from fastgpt_jax.compiler.sparsity import with_sparsity
@@ -70,6 +71,16 @@ def make_flags() -> flags.FlagValues:
     text("dtype", AUTO, "Of a model folder: auto, float32, bfloat16 or float16.", flag_values=values)
     integer("max_model_len", None, "Tokens of prompt and output together.", lower_bound=2, flag_values=values)
     integer("max_num_seqs", default.max_num_seqs, "Requests that run together.", lower_bound=1, flag_values=values)
+    integer("page_size", None, "Tokens of a page of the caches.", lower_bound=1, flag_values=values)
+    text("memory_pool_size", None, "Bytes of all pages on each device, as in 2GiB.", flag_values=values)
+    flags.DEFINE_float(
+        "gpu_memory_utilization",
+        None,
+        "Share of a device's memory that weights, pages and steps may take; pages fill it.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+        flag_values=values,
+    )
     integer(
         "max_num_batched_tokens",
         default.max_num_batched_tokens,
@@ -136,6 +147,9 @@ class Options:
     dtype: str
     max_model_len: int | None
     max_num_seqs: int
+    page_size: int | None
+    memory_pool_size: str | None
+    gpu_memory_utilization: float | None
     max_num_batched_tokens: int
     max_logprobs: int
     buckets: str
@@ -225,6 +239,9 @@ def make_config(options: Options) -> CompileConfig:
     return CompileConfig(
         max_model_len=options.max_model_len,
         max_num_seqs=options.max_num_seqs,
+        page_size=options.page_size,
+        memory_pool_size=None if options.memory_pool_size is None else parse_bytes(options.memory_pool_size),
+        gpu_memory_utilization=options.gpu_memory_utilization,
         max_num_batched_tokens=options.max_num_batched_tokens,
         prefill_buckets=_parse_buckets("buckets", options.buckets),
         decode_buckets=decode_buckets,
@@ -307,6 +324,10 @@ def _derive(source: ModelSource, config: CompileConfig) -> Compiled:
     error = compiled.certificate.worst_error
     took = format_seconds(time.monotonic() - started)
     _say(f"traced, derived and certified in {took}; equal to the forward within {error:.1e} of the largest logit")
+    layout = compiled.layout
+    if layout.num_pool_arrays:
+        nbytes = format_bytes(layout.num_pages * layout.bytes_per_page / compiled.tensor_parallel_size)
+        _say(f"caches of {layout.num_pages:,} pages of {layout.page_size} tokens, {nbytes} on each device")
     for name, note in compiled.notes.items():
         _say(f"{name}: {note}")
     return compiled

@@ -56,6 +56,7 @@ from fastgpt_jax.compiler.compile import Compiled
 from fastgpt_jax.compiler.compiled_cost import compiled_cost
 from fastgpt_jax.compiler.distribution import array_type, spec_of_array
 from fastgpt_jax.compiler.entry_point import TracedEntryPoint
+from fastgpt_jax.compiler.memory_plan import check_built, peak_bytes
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.tokenizer.tokenizer import Tokenizer
 from passes.manager import PassStatistics
@@ -131,6 +132,7 @@ def build_artifact(
     with Staging(output) as staging:
         builder = _Builder(compiled, staging, report, changes)
         entries, init_state = builder.programs()
+        check_built(compiled, entries, builder.weight_names)
         weights, files = builder.weights()
         _write_tokenizer(staging.path, compiled.tokenizer, chat_template)
         manifest = Manifest(
@@ -203,6 +205,11 @@ class _Builder:
         init = jax.jit(lambda: (jax.tree.leaves(program.init_state()), []), out_shardings=(shardings, []))
         digest = self._digest(json.dumps(encode(self.state)).encode())
         return entries, self._program("init-state", digest, lambda: compile_afresh(init.lower()))
+
+    @property
+    def weight_names(self) -> list[str]:
+        """Of the weights that the programs read, in the order of the manifest's table."""
+        return list(self._names)
 
     def transfers(self) -> dict[str, ProgramRecord]:
         """Compiles the programs that move pages and carried values."""
@@ -299,7 +306,7 @@ class _Builder:
             seconds = time.perf_counter() - start
             code = serialize(compiled)
             record = ProgramRecord(
-                path, digest, kept_arguments(compiled), _peak_bytes(compiled), seconds, _work(compiled)
+                path, digest, kept_arguments(compiled), peak_bytes(compiled), seconds, _work(compiled)
             )
         (self._staging.path / path).write_bytes(code)
         note = {"record": encode(record), "sha256": digest_bytes(code)}
@@ -377,14 +384,6 @@ def _write_tokenizer(folder: Path, tokenizer: Any, chat_template: str | None) ->
 def _weight(store: Any, name: str) -> Weight:
     array = store[name]
     return Weight(name, tuple(array.shape), str(array.dtype), spec_of_array(array), lambda: np.asarray(array))
-
-
-def _peak_bytes(compiled: jax.stages.Compiled) -> int:
-    memory = compiled.memory_analysis()
-    if memory is None:
-        return 0
-    given = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return int(given + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
 
 
 def _work(compiled: jax.stages.Compiled) -> WorkRecord:

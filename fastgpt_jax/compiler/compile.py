@@ -21,6 +21,7 @@ from fastgpt_jax.compiler.certify import Certificate, certify
 from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.distribution import Distribution, array_type, family_rules, make_distribution
 from fastgpt_jax.compiler.entry_point import TracedEntryPoint, compile_entry_point, trace_entry_point
+from fastgpt_jax.compiler.memory_plan import plan_pages
 from fastgpt_jax.compiler.packing import PackedStore
 from fastgpt_jax.compiler.program import Program, make_program
 from fastgpt_jax.compiler.quantization import make_pipeline, tell_unused
@@ -221,7 +222,7 @@ def compile(
         raise UserError(
             f"the first chunk needs {certificate.min_first_chunk} tokens and max_model_len is {max_model_len}"
         )
-    return Compiled(
+    compiled = Compiled(
         config,
         captured,
         program,
@@ -245,6 +246,9 @@ def compile(
         chat_template=chat_template,
         num_attention_layers=num_attention_layers,
     )
+    if config.memory_pool_size is not None or config.gpu_memory_utilization is not None:
+        compiled.program = dataclasses.replace(program, num_pages=plan_pages(compiled))
+    return compiled
 
 
 def _unroll(config: CompileConfig) -> bool:

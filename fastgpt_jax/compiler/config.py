@@ -14,6 +14,8 @@ from passes.manager import PassOptions
 from passes.quantization.rules import QuantizationRule
 from sharding.rules import Rules
 
+_PAGES = ("page_size", "num_pages", "memory_pool_size")
+
 
 @dataclass(frozen=True)
 class CompileConfig:
@@ -24,6 +26,9 @@ class CompileConfig:
       max_num_seqs: Requests that run at the same time.
       page_size: Tokens of a page of the caches.
       num_pages: Pages of the caches; by default as many as `max_num_seqs` requests of full length take.
+      memory_pool_size: In place of `num_pages`, the bytes of all pages together on each device.
+      gpu_memory_utilization: In place of `num_pages`, the share of a device's memory that weights, caches and the
+        temporaries of steps may take together; on a CPU a share of what the machine and its container allow.
       max_num_batched_tokens: Tokens, padding included, of a prefill step that holds several requests.
       prefill_buckets: Chunk lengths of the prefill entry points, in tokens; by default those of
         16, 64, 256 and 1024 that fit, or what suits the traffic.
@@ -52,6 +57,8 @@ class CompileConfig:
     max_num_seqs: int = 8
     page_size: int | None = None
     num_pages: int | None = None
+    memory_pool_size: int | None = None
+    gpu_memory_utilization: float | None = None
     max_num_batched_tokens: int = 2048
     prefill_buckets: tuple[int, ...] = ()
     decode_buckets: tuple[int, ...] = ()
@@ -79,10 +86,16 @@ class CompileConfig:
                 f"kv_cache_dtype must be one of auto, {', '.join(ROW_FORMATS)}, got {self.kv_cache_dtype!r}"
             )
         ones = ("max_num_seqs", "max_num_batched_tokens", "max_logprobs", "tensor_parallel_size")
-        for name, least in {"max_model_len": 2, **dict.fromkeys((*ones, "page_size", "num_pages"), 1)}.items():
+        for name, least in {"max_model_len": 2, **dict.fromkeys((*ones, *_PAGES), 1)}.items():
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        share = self.gpu_memory_utilization
+        if share is not None and not 0 < share <= 1:
+            raise UserError(f"gpu_memory_utilization must be above 0 and at most 1, got {share!r}")
+        asked = [name for name in (*_PAGES[1:], "gpu_memory_utilization") if getattr(self, name) is not None]
+        if len(asked) > 1:
+            raise UserError(f"{' and '.join(asked)} all decide how many pages there are; give one of them")
         for name in ("prefill_buckets", "decode_buckets"):
             sizes = getattr(self, name)
             if list(sizes) != sorted(set(sizes)) or any(n < 1 for n in sizes):

@@ -7,13 +7,13 @@ compiled model loads no compiler.
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from fastgpt_jax.artifact.device_memory import device_memory_bytes
 from fastgpt_jax.artifact.loading import is_artifact, load_artifact
 from fastgpt_jax.engine.args import EngineArgs
 from fastgpt_jax.engine.compiled import CompiledModel
@@ -120,11 +120,12 @@ def check_memory(compiled: CompiledModel, share: float) -> None:
     pool_bytes = layout.num_pages * layout.bytes_per_page // compiled.tensor_parallel_size
     state_bytes = pool_bytes + compiled.max_num_seqs * layout.bytes_per_request
     stats = jax.local_devices()[0].memory_stats() or {}
-    limit_bytes = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit_bytes = device_memory_bytes(compiled.tensor_parallel_size)
     needed_bytes = state_bytes + stats.get("bytes_in_use", 0)
     if needed_bytes > share * limit_bytes:
         what = "weights and caches" if stats else "caches"
         raise UserError(
             f"{what} take {needed_bytes / 2**30:.2f} GiB and gpu_memory_utilization={share} allows "
-            f"{share * limit_bytes / 2**30:.2f} GiB; lower max_num_seqs or max_model_len"
+            f"{share * limit_bytes / 2**30:.2f} GiB; lower max_num_seqs or max_model_len, or compile with a smaller "
+            "memory_pool_size"
         )
