@@ -157,6 +157,7 @@ function setPrompt(text) {
 function fit() {
   prompt.style.height = "auto";
   prompt.style.height = `${prompt.scrollHeight}px`;
+  prompt.scrollTop = prompt.scrollHeight;
 }
 
 function clear() {
