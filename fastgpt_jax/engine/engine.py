@@ -142,8 +142,6 @@ class LLMEngine:
           cache_salt: Requests of different salts share no cached prefix.
         """
         params = SamplingParams() if params is None else params
-        if not isinstance(priority, int) or isinstance(priority, bool):
-            raise UserError(f"priority must be an integer, got {priority!r}")
         if request_id in self._processor:
             raise UserError(f"request id {request_id!r} is in use by an unfinished request")
         if deadline_s is not None and not deadline_s >= 0:

@@ -38,7 +38,7 @@ class Offline:
     def __init__(self, engine: Engine):
         self._engine = engine
         self._num_requests = 0
-        self._arrived: dict[str, deque[Any]] = {}
+        self._arrived: dict[str, deque[Any]] = {}  # of each request, the queue of its iteration
 
     def generate(
         self, prompts: Any, prompt_token_ids: Any, sampling_params: Params | None, use_tqdm: bool
@@ -82,22 +82,21 @@ class Offline:
 
     def _run(self, requests: Sequence[tuple[Prompt, Any]]) -> Iterator[tuple[int, Any]]:
         index_of: dict[str, int] = {}
-        for index, (prompt, params) in enumerate(requests):
-            request_id = f"offline-{self._num_requests}"
-            self._num_requests += 1
-            self._engine.add_request(request_id, prompt, params)
-            self._arrived[request_id] = deque()
-            index_of[request_id] = index
-        num_left = len(requests)
+        arrived: deque[Any] = deque()
         try:
+            for index, (prompt, params) in enumerate(requests):
+                request_id = f"offline-{self._num_requests}"
+                self._num_requests += 1
+                self._engine.add_request(request_id, prompt, params)
+                self._arrived[request_id] = arrived
+                index_of[request_id] = index
+            num_left = len(requests)
             while num_left:
                 self._step()
-                for request_id, index in index_of.items():
-                    arrived = self._arrived[request_id]
-                    while arrived:
-                        output = arrived.popleft()
-                        num_left -= output.finished
-                        yield index, output
+                while arrived:
+                    output = arrived.popleft()
+                    num_left -= output.finished
+                    yield index_of[output.request_id], output
         finally:
             self._engine.abort_request(index_of)
             for request_id in index_of:

@@ -155,8 +155,6 @@ def test_a_deadline_ends_a_request_with_what_it_has():
     found = done["runs"].outputs[0].token_ids
     assert found and found == continue_greedily([1, 2], 20)[: len(found)] and not done["waits"].outputs[0].token_ids
     assert finish(engine)["later"].outputs[0].token_ids == continue_greedily([4], 2)
-    with pytest.raises(UserError, match="deadline_s must be at least 0"):
-        engine.add_request("r", [1], greedy(1), deadline_s=float("nan"))
 
 
 def test_an_abort_frees_all_at_once_and_returns_what_there_was():
@@ -259,6 +257,27 @@ def test_the_clock_of_the_device_counts_gaps_and_guesses_late_ends():
     clock.end(16.0)
     clock.end(17.0)
     assert (clock.busy_s, clock.idle_s) == (4.0, 3.0)
+
+
+def test_the_next_step_starts_before_anybody_looks_at_text():
+    log = []
+
+    class Tokenizer(CharTokenizer):
+        def decode(self, ids):
+            log.append("text")
+            return super().decode(ids)
+
+    compiled = FakeCompiled(is_fast=True, tokenizer=Tokenizer(), fails=lambda inputs: log.append("step"))
+    LLM(compiled).generate(["abc"], greedy(4), use_tqdm=False)
+    assert log == ["step", "step", "text", "step", "text", "step", "text", "text"]
+
+
+def test_a_wrong_request_is_refused_and_leaves_nothing():
+    engine = make_engine()
+    with pytest.raises(UserError, match="deadline_s must be at least 0"):
+        engine.add_request("r", [1], greedy(1), deadline_s=float("nan"))
+    assert not engine.has_unfinished_requests()
+    engine.check_integrity()
 
 
 def test_workers_turn_text_into_ids():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import fastgpt_jax
@@ -123,7 +124,20 @@ def test_tokens_are_the_same_where_pages_run_out_and_for_continuations(compiled,
 
 def test_serving_compiles_nothing_that_was_compiled(compiled, alone):
     engine = run(compiled, swap_bytes=2**24)[1]
+    for _ in range(2):
+        engine.generate(PROMPTS, PARAMS)
     before = engine.stats().num_compiles
     for _ in range(2):
         engine.generate(PROMPTS, PARAMS)
     assert engine.stats().num_compiles == before
+
+
+def test_embeddings_are_the_same_alone_in_a_batch_and_from_the_prefix_cache(compiled):
+    engine = LLMEngine(compiled)
+    first = engine.embed(PROMPTS)
+    again = LLMEngine(compiled).embed(PROMPTS[1]) + engine.embed(PROMPTS[2])
+    for one, two in zip(first[1:3], again, strict=True):
+        np.testing.assert_allclose(one.embedding, two.embedding, atol=1e-5)  # float32 sums in another order
+        assert abs(np.linalg.norm(one.embedding) - 1) < 1e-5
+    np.testing.assert_allclose(first[0].embedding, first[3].embedding, atol=1e-5)
+    assert np.abs(first[0].embedding - first[1].embedding).max() > 1e-3
