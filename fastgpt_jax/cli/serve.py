@@ -19,6 +19,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -91,9 +92,7 @@ def load(options: ModelOptions, settings: ServerSettings) -> Served:
         engine_options = {**options.compiled, **options.engine}
         folder = Path(options.model)
         if not is_artifact(folder):
-            share = options.engine.get("gpu_memory_utilization")
-            compile_options = {**options.compiled, **options.compiling, "gpu_memory_utilization": share}
-            folder = find_or_compile(options.model, compile_options, options.cache_folder)
+            folder = find_or_compile(options.model, _compile_options(options), options.cache_folder)
             engine_options = dict(options.engine)
         engine = LLMEngine.from_engine_args(make_engine_args(str(folder), engine_options))
         if isinstance(engine.compiled, ServedArtifact):
@@ -112,6 +111,13 @@ def load(options: ModelOptions, settings: ServerSettings) -> Served:
     if settings.result_cache_ttl_s > 0:
         _keep_results(app, llm, settings, counted)
     return Served(llm, app)
+
+
+def _compile_options(options: ModelOptions) -> dict[str, Any]:
+    """Flags of `fastgpt compile`; what the engine is to run together decides where nothing else does."""
+    engine = options.engine
+    decided = {"max_num_seqs": engine.get("max_batch"), "gpu_memory_utilization": engine.get("gpu_memory_utilization")}
+    return {**decided, **options.compiled, **options.compiling}
 
 
 def _load_all(artifact: ServedArtifact) -> None:

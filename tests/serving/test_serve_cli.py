@@ -15,7 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from fastgpt_jax.artifact.manifest import MANIFEST
+from fastgpt_jax.cli import compile as compile_tool
 from fastgpt_jax.cli.main import main
+from fastgpt_jax.cli.serve_artifact import find_or_compile
 from fastgpt_jax.cli.serve_config import read_serve_config
 from fastgpt_jax.cli.serve_flags import LIMITS, apply_config, make_flags, make_model_options, make_settings
 from fastgpt_jax.engine.args import EngineArgs
@@ -133,6 +136,48 @@ def test_an_artifact_is_what_it_was_compiled_to_be(artifact, capsys):
     assert "max_num_seqs=7, but the model was compiled for 2" in capsys.readouterr().err
 
 
+@pytest.fixture
+def compiles(monkeypatch):
+    """Options of each compilation that was asked for; nothing is compiled."""
+    asked = []
+
+    def execute(options):
+        asked.append(options)
+        Path(options.output).mkdir(parents=True)
+        (Path(options.output) / MANIFEST).write_text("{}")
+
+    monkeypatch.setattr(compile_tool, "execute", execute)
+    return asked
+
+
+def test_a_model_is_compiled_once_until_it_changes(tmp_path, compiles):
+    model, cache = tmp_path / "model", tmp_path / "cache"
+    model.mkdir()
+    write(model, "weights", "model.safetensors")
+    first = find_or_compile(str(model), {"max_num_seqs": 4, "strict": False, "dtype": None}, cache)
+    assert first == find_or_compile(str(model), {"max_num_seqs": 4}, cache) and len(compiles) == 1
+    assert first.parent == cache and first.name.startswith("model-") and compiles[0].max_num_seqs == 4
+    assert find_or_compile(str(model), {"max_num_seqs": 8}, cache) != first
+    write(model, "other weights", "model.safetensors")
+    assert find_or_compile(str(model), {"max_num_seqs": 4}, cache) != first
+    assert len(compiles) == 3
+
+
+def test_a_file_among_the_options_counts_by_what_it_holds(tmp_path, compiles):
+    model = write(tmp_path, "weights", "model.gguf")
+    rules = write(tmp_path, "[]", "rules.json")
+    found = set()
+    for text in ("[]", "[1]", "[]"):
+        write(tmp_path, text, "rules.json")
+        found.add(find_or_compile(model, {"quantization_rules": rules}, tmp_path / "cache"))
+    assert len(found) == 2
+
+
+def test_a_wrong_option_of_the_compiler_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="page_size"):
+        find_or_compile(write(tmp_path, "weights", "model.gguf"), {"page_size": -1}, tmp_path / "cache")
+
+
 class Serving:
     """A server in a process of its own; leaving the block kills what is left of it."""
 
@@ -198,3 +243,27 @@ def test_sigterm_under_load_loses_nothing(artifact):
         assert server.end() == 0
         with pytest.raises(httpx.HTTPError):
             server.generate(1)
+
+
+@pytest.mark.slow
+def test_clients_that_hang_up_leave_nothing_behind(artifact):
+    def hang_up(index):
+        body = {"prompt": [1, 2, 3 + index % 9], "max_tokens": 20, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{server.client.base_url}/v1/completions", json=body, timeout=60) as answer:
+            for _, _line in zip(range(1 + index % 3), answer.iter_lines(), strict=False):
+                pass
+            return answer.status_code
+
+    def value(name):
+        text = server.client.get("/metrics").text
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+    with Serving(f"--model={artifact}", "--max_queue_len=400") as server, ThreadPoolExecutor(50) as pool:
+        assert set(pool.map(hang_up, range(300))) == {200}
+        deadline = time.monotonic() + 30
+        while value("vllm:num_requests_running") + value("vllm:num_requests_waiting") > 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert value("vllm:kv_cache_usage_perc") == 0 and value("fastgpt_compile_total") == 0
+        assert value("vllm:request_success_total") == 300
+        assert server.client.get("/load").json()["server_load"] == 0
