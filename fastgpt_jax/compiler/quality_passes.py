@@ -29,6 +29,7 @@ NUM_TOKENS = 32
 BATCH_BYTES = 64 << 20
 """Of a batch's log-probabilities, where quality is measured."""
 MAX_ROWS = 16
+_CHANGING = (Numerics.APPROXIMATE, Numerics.LOSSY)
 
 
 def changes_by_pass(compiled: Compiled) -> tuple[OutputChange, ...]:
@@ -54,7 +55,7 @@ def changes_by_pass(compiled: Compiled) -> tuple[OutputChange, ...]:
 
 
 def measure_quality(compiled: Compiled, windows: Windows, text: str) -> tuple[QualityRecord, ...]:
-    """The quality after caches are stored rounded, after each pass that rounds, and at the end.
+    """The quality after caches are stored rounded, after each pass that rounds or leaves out, and at the end.
 
     Args:
       text: What the windows are of, for the records.
@@ -74,9 +75,9 @@ def measure_quality(compiled: Compiled, windows: Windows, text: str) -> tuple[Qu
         nonlocal is_told
         if not result.matched:
             return
-        if entry.numerics is Numerics.APPROXIMATE:
+        if entry.numerics in _CHANGING:
             stages.append((f"{entry.name} {entry.detail}".strip(), log_probs(clone(graph), leaves)))
-        is_told = entry.numerics is Numerics.APPROXIMATE or (is_told and entry.numerics is Numerics.EXACT)
+        is_told = entry.numerics in _CHANGING or (is_told and entry.numerics is Numerics.EXACT)
 
     compiled.manager.run(graph, keep_stage)
     if not is_told:
