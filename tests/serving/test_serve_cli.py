@@ -54,6 +54,14 @@ def test_a_config_file_speaks_where_no_flag_does(tmp_path):
     assert options.compiled == {"max_num_seqs": 16, "max_model_len": 256, "dtype": "bfloat16"}
 
 
+def test_the_example_is_read():
+    values = parse()
+    apply_config(values, read_serve_config(str(ROOT / "configs/serve.yaml")))
+    options = make_model_options(values)
+    assert options.compiled == {"max_num_seqs": 32, "max_model_len": 2048, "dtype": "float32"}
+    assert options.compiling == {"memory_pool_size": "2GB"}
+
+
 def test_a_config_file_may_be_python(tmp_path):
     text = "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'service': {'port': 7}})\n"
     assert read_serve_config(write(tmp_path, text, "config.py")) == {"port": 7}
