@@ -19,9 +19,10 @@ from fastgpt_jax.engine.core_options import CoreOptions
 from fastgpt_jax.engine.device_caches import DeviceCaches
 from fastgpt_jax.engine.device_clock import DeviceClock
 from fastgpt_jax.engine.request import Request, RequestGroup
+from fastgpt_jax.engine.results import describe, follow_form, read_hidden, read_prompt_scores, read_token
 from fastgpt_jax.engine.runner import Fetched, InFlight, Runner
 from fastgpt_jax.engine.scheduler import Batching, How, Plan, Scheduler
-from fastgpt_jax.engine.shapes import Row, Shapes
+from fastgpt_jax.engine.shapes import Shapes
 from fastgpt_jax.engine.stats import EngineStats
 from fastgpt_jax.engine.updates import TokenScore, Update
 from fastgpt_jax.errors import UserError
@@ -206,7 +207,7 @@ class EngineCore:
                 self._runner.constrain(request)
                 failure = request.structured.failure
             except Exception as error:
-                failure = _describe(error)
+                failure = describe(error)
             if failure is not None:
                 self._fail(request, failure)
 
@@ -216,7 +217,7 @@ class EngineCore:
             request = row.request
             if request.is_finished:
                 continue
-            scores = self._prompt_scores(row, index * plan.shape.chunk_len, fetched) if plan.is_scored else ()
+            scores = read_prompt_scores(row, index * plan.shape.chunk_len, fetched) if plan.is_scored else ()
             if not samples:
                 if scores:
                     self._updates.append(Update(request, prompt_scores=scores))
@@ -224,78 +225,24 @@ class EngineCore:
             request.num_awaited -= 1
             if request.group.is_pooling:
                 self._end(request, "stop")
-                self._updates.append(Update(request, hidden=_asked(fetched.hidden)[index], finish_reason="stop"))
+                self._updates.append(Update(request, hidden=read_hidden(index, fetched), finish_reason="stop"))
             else:
                 self._append(request, index, fetched, scores)
 
     def _append(self, request: Request, index: int, fetched: Fetched, scores: tuple[TokenScore, ...]) -> None:
         """Gives a request its next token."""
-        token_id = int(fetched.ids[index])
-        token = TokenScore(token_id, float(fetched.logprobs[index]))
-        if request.group.wants_logprobs:
-            token = TokenScore(
-                token_id,
-                token.logprob,
-                int(_asked(fetched.ranks)[index]),
-                _asked(fetched.top_ids)[index],
-                _asked(fetched.top_logprobs)[index],
-            )
+        token = read_token(request, index, fetched)
         if fetched.full_sorts is not None:
             self.num_full_sorts += int(fetched.full_sorts[index])
         self._counts["generation_tokens"] += 1
-        request.append(token_id, self.compiled.max_model_len)
-        error = self._accept(request, token_id)
+        request.append(token.token_id, self.compiled.max_model_len)
+        error = follow_form(request, token.token_id)
         if request.is_finished:
             self.scheduler.remove(request)
         else:
-            self._runner.append(request, token_id)
-        self._updates.append(
-            Update(
-                request,
-                token,
-                scores,
-                finish_reason=request.finish_reason,
-                stop_reason=request.stop_reason,
-                error=error,
-            )
-        )
-
-    def _accept(self, request: Request, token_id: int) -> str | None:
-        """Tells the form of a text of its next token, which may end it; returns what went wrong."""
-        if request.structured is None:
-            return None
-        try:
-            request.structured.accept(token_id)
-            failure = request.structured.failure
-        except Exception as error:
-            failure = _describe(error)
-        if failure is not None:
-            request.end("error")
-        elif request.structured.is_terminated and request.finish_reason in (None, "length"):
-            request.end("stop")  # also where the last token that it may have completes it
-        return failure
-
-    def _prompt_scores(self, row: Row, first: int, fetched: Fetched) -> tuple[TokenScore, ...]:
-        """The scores of the prompt tokens that follow a row's tokens, but for those that are known."""
-        request, score = row.request, fetched.score
-        if request.is_scored:
-            return ()
-        start = max(row.start + 1, request.num_scored + 1)
-        scores = []
-        for position in range(start, min(row.stop + 1, request.num_prompt)):
-            index = first + position - row.start - 1
-            scores.append(
-                TokenScore(
-                    request.prompt_token_ids[position],
-                    float(score.logprobs[index]),
-                    int(score.ranks[index]),
-                    score.top_ids[index],
-                    score.top_logprobs[index],
-                )
-            )
-        request.num_scored = max(request.num_scored, min(row.stop, request.num_prompt - 1))
-        request.is_scored = request.num_scored == request.num_prompt - 1
-        return tuple(scores)
+            self._runner.append(request, token.token_id)
+        ended = {"finish_reason": request.finish_reason, "stop_reason": request.stop_reason}
+        self._updates.append(Update(request, token, scores, **ended, error=error))
 
     def _end(self, request: Request, finish_reason: str, stop_reason: str | int | None = None) -> None:
         self.scheduler.remove(request)
@@ -329,7 +276,7 @@ class EngineCore:
         self.scheduler.reset()
         for request in requests:
             if not request.is_finished:
-                self._fail(request, _describe(error))
+                self._fail(request, describe(error))
 
     def _forget_steps(self) -> None:
         """Takes no interest in what is under way; the device does it, and in order, all the same."""
@@ -371,17 +318,6 @@ class EngineCore:
     def check_integrity(self) -> None:
         """Raises RuntimeError where an invariant does not hold."""
         self.scheduler.check_integrity()
-
-
-def _asked(values: Any) -> Any:
-    """What was asked for must have come."""
-    if values is None:
-        raise RuntimeError("the runner did not fetch what a request asked for")
-    return values
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 _COUNTS = (
