@@ -52,8 +52,8 @@ class ClientGone(Exception):
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
     """Awaits work whose request has been read whole; cancels it and raises ClientGone when the client goes."""
-    tasks = [asyncio.ensure_future(work)]
-    working = tasks[0]
+    working = asyncio.ensure_future(work)
+    tasks: list[asyncio.Future[Any]] = [working]
     try:
         await asyncio.sleep(0)  # an answer that is known already needs nobody to watch
         if not working.done():
