@@ -27,8 +27,14 @@ from fastgpt_jax.sampling.structured_vocabulary import token_bytes
 
 MAX_CACHED = 64
 DEADLINE_S = 10.0
-_LIMITS = {"max_lexer_states": 50_000, "max_grammar_size": 250_000, "verbose_errors": False}
-"""A state of the lexer takes 1 to 2 kB, so that a request takes 100 MB at the very most."""
+_LIMITS = {
+    "max_lexer_states": 50_000,  # 1 to 2 kB each, so that a request takes 100 MB at the very most
+    "max_grammar_size": 250_000,
+    "max_items_in_row": 500,  # with 2,000, a token of an ambiguous grammar took a second; with 500 it takes 0.02 s
+    "step_max_items": 10_000,
+    "verbose_errors": False,
+}
+"""Limits of llguidance. A token that exceeds one ends its request with an error."""
 
 
 class StructuredCompiler:

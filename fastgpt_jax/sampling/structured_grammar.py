@@ -10,7 +10,7 @@ import json
 import re
 
 from fastgpt_jax.errors import UserError
-from fastgpt_jax.sampling.structured_params import StructuredOutputsParams
+from fastgpt_jax.sampling.structured_params import MAX_MERGED_PATTERNS, StructuredOutputsParams
 from fastgpt_jax.sampling.structured_regex import check_nesting
 from fastgpt_jax.sampling.structured_schema import prepare_schema
 
@@ -30,7 +30,8 @@ def make_grammar(params: StructuredOutputsParams) -> str:
     if params.regex is not None:
         return _HEADER + f"start: {_regex(params.regex)}"
     if params.choice is not None:
-        return _HEADER + "start: " + " | ".join(_literal(text) for text in params.choice)
+        # A terminal is one expression of the lexer, where a rule would be an alternative each for the parser.
+        return _HEADER + "start: CHOICE\nCHOICE: " + " | ".join(_literal(text) for text in params.choice)
     return _HEADER + _lark(params.grammar or "")
 
 
@@ -71,6 +72,8 @@ def _lark(text: str) -> str:
             f"structured_outputs.grammar uses {found.group().strip(' :=')!r}, which is not supported in a grammar; "
             "a JSON schema goes into structured_outputs.json"
         )
+    if text.count("&") > MAX_MERGED_PATTERNS:
+        raise UserError(f"structured_outputs.grammar may join at most {MAX_MERGED_PATTERNS} expressions by &")
     try:
         return any_to_lark(text)
     except Exception as error:  # the converter raises whatever it meets

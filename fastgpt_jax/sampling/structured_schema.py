@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling.structured_formats import EXACT, PATTERNS
-from fastgpt_jax.sampling.structured_params import MAX_DEPTH
+from fastgpt_jax.sampling.structured_params import MAX_DEPTH, MAX_MERGED_PATTERNS
 from fastgpt_jax.sampling.structured_regex import translate_pattern
 
 _DRAFTS: Mapping[str, int] = MappingProxyType(
@@ -67,7 +67,10 @@ def prepare_schema(text: str) -> Any:
     """Returns the schema that the grammar engine shall enforce; raises UserError for what it cannot."""
     try:
         schema = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_distinct)
-        return _Walk(schema).prepare(schema, "#", 0)
+        walk = _Walk(schema)
+        prepared = walk.prepare(schema, "#", 0)
+        walk.check_patterns()
+        return prepared
     except json.JSONDecodeError as error:
         raise UserError(f"structured_outputs.json is no JSON: {error}") from None
     except RecursionError:
@@ -87,6 +90,16 @@ class _Walk:
                     f"$schema {named!r} is not supported; supported are drafts 4, 6, 7, 2019-09 and 2020-12"
                 )
         self._named = named
+        self._patterns: set[str] = set()
+        self._merges = False
+
+    def check_patterns(self) -> None:
+        """Schemas that are merged may ask one string to match all of their patterns."""
+        if self._merges and len(self._patterns) > MAX_MERGED_PATTERNS:
+            raise UserError(
+                "a JSON schema that merges schemas (by allOf, or by $ref, anyOf or oneOf beside other keywords) may "
+                f"have at most {MAX_MERGED_PATTERNS} different patterns and formats, got {len(self._patterns)}"
+            )
 
     def prepare(self, schema: Any, where: str, depth: int) -> Any:
         """Returns a schema with its own schemas prepared."""
@@ -97,6 +110,9 @@ class _Walk:
         if depth > MAX_DEPTH:
             raise UserError(f"a JSON schema may nest {MAX_DEPTH} schemas at most; it is deeper at {where[:60]}...")
         self._check_reference(schema, where)
+        asserted = schema.keys() - _ANNOTATIONS - {"$defs", "definitions", "$schema", "$id", "id", "$anchor"}
+        self._merges |= "allOf" in asserted or bool(asserted & {"$ref", "anyOf", "oneOf"}) and len(asserted) > 1
+        self._patterns |= {str(schema[name]) for name in ("pattern", "format") if name in schema}
         result: dict[str, Any] = {}
         extra: list[Any] = []
         for name, value in schema.items():
@@ -134,6 +150,7 @@ class _Walk:
         prepared = {key: self.prepare(schema, f"{place}/{key}", depth + 1) for key, schema in value.items()}
         if name != "patternProperties":
             return prepared
+        self._patterns |= value.keys()
         return {translate_pattern(key, f"the pattern at {place}"): schema for key, schema in prepared.items()}
 
     def _prepare_list(self, value: Any, place: str, depth: int) -> list[Any]:

@@ -197,6 +197,16 @@ def test_a_choice_is_one_of_its_texts(texts):
     assert not is_accepted(SHARED, params, ("".join(texts) * 2).encode())
 
 
+def test_as_many_choices_as_there_may_be(compiler):
+    texts = [f"{index:04d}" * 12 for index in range(1024)]
+    assert all(accepts(compiler, text, choice=texts) for text in texts[::100])
+    assert not accepts(compiler, texts[3][:-1], choice=texts)
+    nested = ["no", "nope", "no way", "n"]
+    assert all(accepts(compiler, text, choice=nested) for text in nested) and not accepts(
+        compiler, "nop", choice=nested
+    )
+
+
 @pytest.mark.parametrize(
     "grammar",
     ['start: "(" start ")" | "x"', 'root ::= "(" root ")" | "x"'],
@@ -274,6 +284,7 @@ def nested(depth):
         ({"grammar": "start: y"}, 'unknown name: "y"'),
         ({"grammar": 'start: %json {"not": {}}'}, "'%json', which is not supported"),
         ({"grammar": "start[temperature=0.5]: /a/"}, "'temperature', which is not supported"),
+        ({"grammar": "start: X\nX: " + " & ".join(f"/.*{n}.*/" for n in range(12))}, "at most 8 expressions by &"),
         ({"grammar": "nothing of the kind"}, "neither Lark nor GBNF"),
         ({"regex": "a", "disable_any_whitespace": True}, "is for JSON"),
     ],
@@ -307,6 +318,21 @@ def test_hard_patterns_cost_a_bounded_time_a_token(compiler, regex):
     # 100 tokens take 0.1 s on an idle core; what would blow up takes for ever.
     assert time.perf_counter() - start < 5
     assert state.failure is None or "\n" not in state.failure
+
+
+def test_an_ambiguous_grammar_costs_a_bounded_time_a_token(compiler):
+    state = StructuredOutput(StructuredOutputsParams(grammar='start: x\nx: x x | "a" | x x x'), compiler)
+    slowest_s = 0.0
+    for _ in range(1500):
+        start = time.thread_time()
+        state.bitmask()
+        if not state.is_terminated:
+            state.accept(ord("a"))
+        slowest_s = max(slowest_s, time.thread_time() - start)
+        if state.is_terminated:
+            break
+    # 0.01 s on an idle core, where without limits it grows to 0.5 s.
+    assert slowest_s < 0.2 and "structured_outputs failed" in state.failure
 
 
 def test_a_form_is_compiled_once_and_few_are_kept(monkeypatch):

@@ -170,6 +170,9 @@ def nest(schema):
         ({"anyOf": {"a": 1}}, "must be a list of JSON schemas"),
         ({"items": 3}, "must be an object, true or false"),
         ({"required": True}, "must be a list of names"),
+        ({"allOf": [{"pattern": f"a{{{n}}}"} for n in range(9)]}, "at most 8 different patterns"),
+        ({"anyOf": [{"pattern": "a"}] * 9, "pattern": "b", "$defs": {str(n): {"pattern": str(n)} for n in range(9)}},)
+        + ("at most 8 different patterns",),
     ],
 )
 def test_what_cannot_be_enforced_is_named_at_any_depth(compiler, schema, message):
@@ -223,6 +226,12 @@ def test_patterns_mean_what_ecma_262_says(compiler, pattern, accepted, rejected)
         for text in (*accepted, *rejected)
     }
     assert found == {**dict.fromkeys(accepted, True), **dict.fromkeys(rejected, False)}
+
+
+def test_many_patterns_are_fine_where_no_string_must_match_them_all(compiler):
+    schema = {"type": "object", "properties": {str(n): {"pattern": f"^{n}"} for n in range(30)}, "required": ["3"]}
+    params = StructuredOutputsParams(json={**schema, "additionalProperties": False})
+    assert is_accepted(compiler, params, b'{"3":"3x"}') and not is_accepted(compiler, params, b'{"3":"x3"}')
 
 
 def test_what_says_nothing_of_instances_changes_nothing(compiler):
