@@ -172,7 +172,7 @@ def _from_key_blocks(x: Array, S: int) -> Array:
     return x.transpose(0, 2, 1, 3).reshape(num * block_k, K, H)[:S]
 
 
-def _block(x: Array, i: Array) -> Array:
+def _block(x: Array, i: Any) -> Array:
     return lax.dynamic_index_in_dim(x, i, 0, keepdims=False)
 
 
