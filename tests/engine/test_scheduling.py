@@ -89,6 +89,18 @@ def test_neither_a_long_prompt_nor_long_answers_starve_others(form):
     assert lengths[-1] == 200 and when["prompt"] < 130
 
 
+def test_new_prompts_do_not_starve_one_that_is_under_way():
+    fields = {"max_model_len": 512, "prefill_buckets": (8,), "max_num_batched_tokens": 1}
+    engine = make_engine(fields=fields, enable_prefix_caching=False)
+    engine.add_request("long", [n % 32 for n in range(320)], greedy(1))
+    for step in range(400):
+        if engine.stats().num_waiting < 2:
+            engine.add_request(str(step), [step % 32] * 16, greedy(1))
+        if any(output.request_id == "long" for output in engine.step()):
+            break
+    assert 80 < step < 320  # 40 chunks, in turns with others of which there are always more
+
+
 def test_a_program_mixes_decodes_and_prompts_where_it_can():
     compiled = FakeCompiled(is_fast=True, max_model_len=64)
     for form, mixes in (("ragged", True), ("rectangular", False)):
