@@ -133,6 +133,9 @@ def test_queued_tokens_are_bounded_and_told_in_seconds():
     admission.check(1, 20)
     admission.remove("a")
     assert (admission.num_sequences, admission.num_queued_tokens, admission.queue_s) == (0, 0, 0.0)
+    admission.add("left before its first token", 2, 50, max_tokens=5)
+    admission.remove("left before its first token")
+    assert (admission.num_sequences, admission.num_queued_tokens) == (0, 0)
 
 
 def test_a_request_that_cannot_be_served_is_the_users_mistake():

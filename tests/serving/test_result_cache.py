@@ -136,7 +136,7 @@ def test_the_size_is_bounded_and_what_was_used_longest_ago_leaves(served):
     requests = [{**GREEDY, "prompt": str(index), "length": 1000} for index in range(12)]
     for fields in requests:
         ask(served, fields)
-        ask(served, requests[0])
+        assert ask(served, requests[0]).headers["x-fastgpt-cache"] == "hit"
         assert cache.nbytes <= 16_000
     assert ask(served, requests[0]).headers["x-fastgpt-cache"] == "hit"
     assert ask(served, requests[1]).headers["x-fastgpt-cache"] == "miss"
