@@ -137,8 +137,10 @@ def _add_engine_flags(values: flags.FlagValues) -> None:
     boolean("enable_prefix_caching", True, "Prompts that begin alike share what was computed.", flag_values=values)
     boolean("async_pipeline", True, "The next step is prepared while one runs; always.", flag_values=values)
     integer("max_batch", None, "Most sequences that run together.", lower_bound=1, flag_values=values)
-    integer("min_batch", None, "An idle engine waits for so many,", lower_bound=1, flag_values=values)
-    flags.DEFINE_float("batch_timeout_ms", None, "or for so long.", lower_bound=0, flag_values=values)
+    integer("min_batch", None, "Sequences that an idle engine waits for.", lower_bound=1, flag_values=values)
+    flags.DEFINE_float(
+        "batch_timeout_ms", None, "Longest that it waits for min_batch.", lower_bound=0, flag_values=values
+    )
     integer("num_workers", NUM_TOKENISERS, "Threads that make tokens of text.", lower_bound=1, flag_values=values)
     integer("seed", None, "Decides the draws of requests without a seed.", flag_values=values)
 

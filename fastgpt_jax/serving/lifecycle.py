@@ -172,7 +172,8 @@ def _config(settings: ServerSettings, app: Any) -> uvicorn.Config:
         ws="none",
         server_header=False,
         timeout_keep_alive=settings.keep_alive_timeout_s,  # pyright: ignore[reportArgumentType]
-        h11_max_incomplete_event_size=settings.max_header_bytes,
+        # Headers a little too large are refused in OpenAI's form; what goes on and on is cut off below it.
+        h11_max_incomplete_event_size=2 * settings.max_header_bytes + 2**16,
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
     )

@@ -27,6 +27,7 @@ from fastgpt_jax.serving.async_llm import AsyncLLM
 from fastgpt_jax.serving.errors import as_api_error
 from fastgpt_jax.serving.lifecycle import Served, run_server
 from fastgpt_jax.serving.logs import AccessLog, JsonFormatter, TextFormatter, configure_logging
+from fastgpt_jax.serving.middleware import Surround
 from fastgpt_jax.serving.settings import ServerSettings
 from tests.serving.scripted_engine import ScriptedEngine
 
@@ -215,6 +216,24 @@ def test_a_dead_engine_is_no_longer_live():
         stop()
 
     asyncio.run(with_server(body, lambda: make_served(ScriptedEngine(before_step=fail))))
+
+
+def test_large_headers_are_refused_in_our_form_and_endless_ones_cut_off():
+    def load():
+        served = make_served(ScriptedEngine())
+        return Served(served.llm, Surround(served.app, max_header_bytes=1000, max_request_id_chars=64))
+
+    async def body(client):
+        await until_ready(client)
+        answers = [await client.get("/health/live", headers={"x": "a" * nbytes}) for nbytes in (700, 1100)]
+        assert [answer.status_code for answer in answers] == [200, 413]
+        assert answers[1].json()["error"]["code"] == "headers_too_large"
+        with contextlib.suppress(httpx.HTTPError):  # it may be cut off while it is sent
+            assert (await client.get("/health/live", headers={"x": "a" * 100_000})).status_code == 400
+        assert (await client.get("/health/live")).status_code == 200
+        stop()
+
+    assert asyncio.run(with_server(body, load, max_header_bytes=1000))[0] == 0
 
 
 def test_a_port_that_is_taken_is_one_line():
