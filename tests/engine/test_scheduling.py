@@ -271,6 +271,18 @@ def test_the_clock_of_the_device_counts_gaps_and_guesses_late_ends():
     assert (clock.busy_s, clock.idle_s) == (4.0, 3.0)
 
 
+def test_a_stop_string_frees_all_at_once_though_a_step_is_under_way():
+    engine = make_engine(fields={"tokenizer": CharTokenizer()})
+    expected = continue_greedily([1, 2], 8)
+    stop = CharTokenizer().decode(expected[2:4])
+    engine.add_request("a", [1, 2], greedy(20, stop=stop))
+    while not (outputs := engine.step()) or not outputs[0].finished:
+        pass
+    engine.check_integrity()
+    assert outputs[0].outputs[0].token_ids == expected[:4] and outputs[0].outputs[0].stop_reason == stop
+    assert engine.stats().kv_cache_usage == 0 and engine.compiled.num_tokens == 2 + 4
+
+
 def test_the_next_step_starts_before_anybody_looks_at_text():
     log = []
 
