@@ -177,6 +177,16 @@ def test_the_demo_model_keeps_to_a_schema(demo):
 
 
 @pytest.mark.slow
+def test_the_demo_model_embeds(demo):
+    _, client = demo
+    vectors = client.embeddings.create(model="m", input=["To be", "or not to be", "To be"])
+    matrix = np.array([entry.embedding for entry in vectors.data])
+    np.testing.assert_allclose(np.linalg.norm(matrix, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(matrix[0], matrix[2], atol=1e-5)
+    assert np.abs(matrix[0] - matrix[1]).max() > 1e-2
+
+
+@pytest.mark.slow
 def test_300_clients_that_hang_up_leave_nothing_behind(demo):
     llm, client = demo
     client.completions.create(model="m", prompt="First Citizen:", max_tokens=4)  # nothing is compiled after this
