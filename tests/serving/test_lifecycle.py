@@ -229,7 +229,7 @@ def test_large_headers_are_refused_in_our_form_and_endless_ones_cut_off():
         assert [answer.status_code for answer in answers] == [200, 413]
         assert answers[1].json()["error"]["code"] == "headers_too_large"
         with contextlib.suppress(httpx.HTTPError):  # it may be cut off while it is sent
-            assert (await client.get("/health/live", headers={"x": "a" * 100_000})).status_code == 400
+            assert (await client.get("/health/live", headers={"x": "a" * 1_000_000})).status_code in (400, 413)
         assert (await client.get("/health/live")).status_code == 200
         stop()
 
