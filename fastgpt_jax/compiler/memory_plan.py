@@ -73,9 +73,9 @@ class MemoryPlan:
         if num_pages == self.request_pages:
             pages += ", which one request of full length takes,"
         raise UserError(
-            f"{pages} and {self.rest} do not fit into {self.share:.0%} of {format_bytes(self.limit_bytes)}, the memory "
-            "of a device; raise gpu_memory_utilization or lower memory_pool_size, or lower max_model_len, max_num_seqs "
-            "or max_num_batched_tokens, or quantize"
+            f"{pages} and {self.rest} do not fit into {100 * self.share:g}% of {format_bytes(self.limit_bytes)}, the "
+            "memory of a device; raise gpu_memory_utilization or lower memory_pool_size, or lower max_model_len, "
+            "max_num_seqs or max_num_batched_tokens, or quantize"
         )
 
     def with_peak(self, peak_bytes: int, num_pages: int) -> MemoryPlan:

@@ -47,6 +47,8 @@ def test_pages_fill_what_is_left():
         dataclasses.replace(PLAN, weights_bytes=700).num_pages()
     with pytest.raises(UserError, match=r"^9 pages of 30 B and .* do not fit into 90% of 1000 B.*; raise gpu_memory_"):
         PLAN.check(9)
+    with pytest.raises(UserError, match="do not fit into 0.01% of"):
+        dataclasses.replace(PLAN, share=1e-4).check(1)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def give_memory(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
     monkeypatch.setattr(memory_plan, "device_memory_bytes", lambda num_devices: nbytes)
 
 
-def test_a_pool_of_a_size_has_the_pages_that_fit(small_pool: Compiled, monkeypatch):
+def test_a_pool_of_a_size_has_the_pages_that_fit(small_pool: Compiled):
     layout = small_pool.layout
     assert layout.bytes_per_page == PAGE_BYTES and layout.num_pages == 7
     assert {x.shape[0] for x in small_pool.init_state()} == {7}
@@ -115,9 +117,6 @@ def test_a_pool_of_a_size_has_the_pages_that_fit(small_pool: Compiled, monkeypat
         UserError, match=r"holds 4 pages of .* one request of 24 tokens takes 5; give at least 6.25 KiB"
     ):
         planned(small_pool, memory_pool_size=5 * PAGE_BYTES - 1)
-    give_memory(monkeypatch, 7 * PAGE_BYTES)
-    with pytest.raises(UserError, match="^7 pages of .* of weights, .* do not fit into 100%"):
-        planned(small_pool, memory_pool_size=7 * PAGE_BYTES)
 
 
 def test_a_share_of_the_memory_is_filled(small_pool: Compiled, monkeypatch):
@@ -146,7 +145,7 @@ def test_what_was_compiled_is_checked_again(small_pool: Compiled, monkeypatch, t
     assert not (tmp_path / "made").exists()
     give_memory(monkeypatch, LIMIT)
     report = build_artifact(compiled, tmp_path / "made", name="small")
-    assert len(report.reused) == len(report.manifest.programs)
+    assert {entry.key.name for entry in report.manifest.entry_points} <= report.reused, "kept by the build that failed"
     assert read_manifest(report.output).layout.num_pages == num_pages
     assert max(entry.program.peak_bytes for entry in report.manifest.entry_points) <= LIMIT // 2
 
