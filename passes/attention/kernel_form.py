@@ -18,7 +18,7 @@ from jax import lax
 from passes.attention.expression import Apply, Constant, Expression, Leaf, rewrite, walk
 from passes.attention.predicates import roles_of
 from passes.attention.simplify_mask import Decomposed, decompose, spread
-from passes.masks import All, KeyLength, Mask, Offset, Or, Read, Shifted
+from passes.masks import All, And, KeyLength, Mask, Offset, Or, Read, Shifted
 from passes.scores import Biased, Score
 
 UNIFORM_FILL = -1e20
@@ -126,7 +126,20 @@ def _sees_a_key(mask: Mask, leaves: Sequence[Expression], num_queries: int, num_
         has_before = inner.lo is None or inner.lo <= 0
         has_after = inner.hi is None or (inner.hi >= 0 and not is_shifted and num_queries <= num_keys)
         return has_before and has_after
+    if isinstance(inner, And):
+        return not is_shifted and num_queries <= num_keys and _sees_itself(inner)
     return isinstance(inner, All)
+
+
+def _sees_itself(mask: Mask) -> bool:
+    """Whether every query is known to see the key at its own position."""
+    if isinstance(mask, And):
+        return all(map(_sees_itself, mask.terms))
+    if isinstance(mask, Or):
+        return any(map(_sees_itself, mask.terms))
+    if isinstance(mask, Offset):
+        return (mask.lo is None or mask.lo <= 0) and (mask.hi is None or mask.hi >= 0)
+    return isinstance(mask, All)
 
 
 def _is_positive(expression: Expression) -> bool:
