@@ -85,7 +85,7 @@ def test_after_names_the_stage_that_is_shown(inspect):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--after=nope",), "--after must be one of derived, simplify, got 'nope'"),
+        (("--after=nope",), "--after must be one of derived, simplify, attention, select, got 'nope'"),
         (("--passes=nope",), "--passes: a pipeline names passes"),
         (("--format=pdf",), "<text|html|json>"),
         (("--output=/nowhere/x.html",), "--output must lie in a folder that there is"),

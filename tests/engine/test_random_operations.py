@@ -25,7 +25,7 @@ class _Random:
         self.num_added = self.num_done = 0
 
     def apply(self):
-        name = self.random.choices(["add", "step", "abort", "preempt"], [3, 6, 1, 1])[0]
+        name = self.random.choices(["add", "step", "abort", "preempt"], [3, 4, 1, 1])[0]
         getattr(self, f"_{name}")()
 
     def _add(self):
