@@ -55,7 +55,9 @@ def serve_logits(
             size = chunk if start < prefill else 1
             end = min(start + (first if start == 0 else size), prefill if start < prefill else len(tokens))
             count = end - start
-            logits, _, state = step(list(leaves), state, one_request(program, tokens[start : start + count], size, start))
+            logits, _, state = step(
+                list(leaves), state, one_request(program, tokens[start : start + count], size, start)
+            )
             out.append(np.asarray(logits[0, :count].astype(jnp.float32)))
             start += count
     return np.concatenate(out)

@@ -86,8 +86,8 @@ def _abstract(pool: Any, rows: Any, positions: Any, pages: Any, *rest: Any, leng
         raise ValueError(f"rows must be {(*batch, positions.shape[-1], *row_shape)}, got {tuple(rows.shape)}")
     if reads is not None and tuple(reads.shape[:-1]) != batch:
         raise ValueError(f"reads must be {batch} and one axis more, got {tuple(reads.shape)}")
-    size = length if reads is None else reads.shape[-1]
-    return [compat.shaped((*batch, size, *row_shape), pool.dtype), compat.shaped(pool.shape, pool.dtype)]
+    num_read: Any = length if reads is None else reads.shape[-1]
+    return [compat.shaped((*batch, num_read, *row_shape), pool.dtype), compat.shaped(pool.shape, pool.dtype)]
 
 
 def _batch(args: Sequence[Any], dims: Sequence[Any], *, length: int | None) -> Any:
