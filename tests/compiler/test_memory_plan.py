@@ -119,6 +119,7 @@ def test_a_pool_of_a_size_has_the_pages_that_fit(small_pool: Compiled):
         planned(small_pool, memory_pool_size=5 * PAGE_BYTES - 1)
 
 
+@pytest.mark.slow
 def test_a_share_of_the_memory_is_filled(small_pool: Compiled, monkeypatch):
     give_memory(monkeypatch, LIMIT)
     compiled = planned(small_pool, gpu_memory_utilization=0.5)
