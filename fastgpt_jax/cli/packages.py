@@ -36,6 +36,13 @@ REQUIRED: Mapping[str, str] = MappingProxyType(
         "optax": "optax",
         "orbax-checkpoint": "orbax.checkpoint",
         "huggingface_hub": "huggingface_hub",
+        "fastapi": "fastapi",
+        "uvicorn": "uvicorn",
+        "pydantic": "pydantic",
+        "prometheus_client": "prometheus_client",
+        "llguidance": "llguidance",
+        "httpx": "httpx",
+        "pyyaml": "yaml",
     }
 )
 """Distributions that the project needs -> the module of each."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastgpt_jax.kernels.attention import attention, attention_per_head, pallas_tpu, reference, xla_blocked
-from fastgpt_jax.kernels.attention.shapes import KEY_SEGMENTS, SHAPES, NamedShape
+from fastgpt_jax.kernels.attention.shapes import KEY_SEGMENTS, SHAPES, SLOPES, NamedShape
 from fastgpt_jax.kernels.attention.spec import AttentionSpec, check
 from passes.block_lists import block_list
 from passes.masks import All, BlockTable, KeyRange, Mask, PerHead, Read, Segment, Shifted, causal, window
@@ -267,11 +267,13 @@ def test_gradients_are_those_of_the_reference(name):
     def gradients(attend):
         def of(query, key, value, slopes, sinks):
             return loss(
-                functools.partial(attend, shape.spec), weights, (query, key, value, [*leaves[:-1], slopes], sinks)
+                functools.partial(attend, shape.spec),
+                weights,
+                (query, key, value, [*leaves[:SLOPES], slopes, *leaves[SLOPES + 1 :]], sinks),
             )
 
         wrt = (0, 1, 2, 3, 4) if sinks is not None else (0, 1, 2, 3)
-        return jax.jit(jax.grad(of, wrt))(query, key, value, leaves[-1], sinks)
+        return jax.jit(jax.grad(of, wrt))(query, key, value, leaves[SLOPES], sinks)
 
     ours = gradients(functools.partial(attention, implementation="xla_blocked"))
     theirs = gradients(reference.attend)
@@ -370,7 +372,7 @@ def test_leaves_that_do_not_fit_are_refused(leaf, message):
     leaves[KEY_SEGMENTS] = leaf
     with pytest.raises(ValueError, match=message):
         attention(shape.spec, query, key, value, leaves, sinks)
-    with pytest.raises(ValueError, match="reads leaf 9, and there are 7 leaves"):
+    with pytest.raises(ValueError, match="reads leaf 9, and there are 8 leaves"):
         attention(AttentionSpec(1.0, Segment(9, 9)), query, key, value, leaves, sinks)
 
 
