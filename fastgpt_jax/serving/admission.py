@@ -104,7 +104,7 @@ class Admission:
     def queue_s(self) -> float:
         """Seconds until what waits for its first token has been answered, by the measured rate; 0 where unknown."""
         rate = self.rate.tokens_per_s
-        waiting = [held for held in self._held.values() if held.num_queued_tokens]
+        waiting = [held for held in list(self._held.values()) if held.num_queued_tokens]  # asked by other threads too
         work = sum(held.num_queued_tokens + held.num_expected for held in waiting)
         return 0.0 if rate is None else work / rate
 

@@ -299,7 +299,9 @@ class AsyncLLM:
                 raise RuntimeError("one AsyncLLM serves one event loop at a time")
             for request_id, stream in list(self._streams.items()):
                 self._abort(request_id, stream)
-            self._loop = loop
+            with self._lock:
+                self._mail = {}  # what the loop before has not fetched is for nobody, and would pass for mail announced
+                self._loop = loop
 
     def _abort(self, request_id: str, stream: Stream) -> None:
         """Forgets a request, and has the engine forget it where it has not finished."""

@@ -253,6 +253,39 @@ def test_another_event_loop_may_take_over():
     asyncio.run(llm.close())
 
 
+def test_mail_that_a_closed_loop_has_not_fetched_holds_nobody_up():
+    goes_on = threading.Event()
+    engine = ScriptedEngine(before_step=lambda engine: goes_on.wait(10))
+    llm = AsyncLLM(engine, max_queue_len=10, max_queued_tokens=100)
+
+    async def leave():
+        task = asyncio.create_task(collect(llm, "left"))
+        await until(lambda: engine.requests)
+        assert not task.done()
+
+    asyncio.run(leave())
+    goes_on.set()
+    asyncio.run(until(lambda: engine.aborted == ["left"]))
+    assert len(asyncio.run(asyncio.wait_for(collect(llm), 10))[-1].outputs[0].token_ids) == 5
+    asyncio.run(llm.close())
+
+
+def test_the_queue_is_measured_while_it_changes():
+    admission = Admission(max_running=8, max_queue_len=8, max_queued_tokens=100)
+    admission.rate.add(num_tokens=10, seconds=1.0)
+
+    class Joined:
+        num_expected = 0
+
+        @property
+        def num_queued_tokens(self):
+            admission.add("b", 1, 10, max_tokens=0)
+            return 10
+
+    admission._held["a"] = Joined()
+    assert admission.queue_s == 1.0
+
+
 class Failing(FakeCompiled):
     """Fails a step that runs the prompt of all nines."""
 
