@@ -96,8 +96,10 @@ async def follow(
         for continuation in output.outputs:
             key = index, continuation.index
             num_chars, num_tokens = seen.get(key, (0, 0))
+            if num_tokens < 0:
+                continue
             has_token = len(continuation.token_ids) > num_tokens
-            is_end = continuation.finish_reason is not None and num_tokens >= 0
+            is_end = continuation.finish_reason is not None
             if not (is_end or (has_token and (every_token or len(continuation.text) > num_chars))):
                 continue
             if not _has_scores(output):

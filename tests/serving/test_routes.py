@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 from starlette.testclient import TestClient
 
+from fastgpt_jax.engine.outputs import CompletionOutput, RequestOutput
 from fastgpt_jax.sampling.params import SamplingParams
+from fastgpt_jax.serving.answers import follow
 from fastgpt_jax.serving.logs import AccessLog
 from fastgpt_jax.serving.protocol import EmbeddingList, ModelCard, ModelList
 from fastgpt_jax.serving.protocol_completions import Completion
@@ -198,6 +200,21 @@ def test_chunks_add_up_to_the_answer(served):
         for name, values in choice["logprobs"].items():
             assert [value for part in parts for value in part["logprobs"][name]] == values
         assert [part["finish_reason"] for part in parts] == [None] * (len(parts) - 1) + ["length"]
+
+
+def test_a_choice_that_has_ended_is_told_once_while_its_siblings_run():
+    def output(*lengths):
+        ends = [CompletionOutput(i, "ab"[:n], (1, 2)[:n], 0.0, None, "stop" if n == 1 else None) for i, n in lengths]
+        return 0, RequestOutput("r", "", (1,), None, tuple(ends), False)
+
+    async def outputs():
+        yield output((0, 1), (1, 0))
+        yield output((0, 1), (1, 2))
+
+    async def told():
+        return [(news.continuation.index, news.token_ids) async for news in follow(outputs(), {}, every_token=True)]
+
+    assert asyncio.run(told()) == [(0, (1,)), (1, (1, 2))]
 
 
 def test_usage_comes_last_where_asked_for_and_is_null_before(served):
