@@ -18,7 +18,7 @@ from fastgpt_jax.tokenizer.chat_template import ChatTemplate
 
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 """Characters that Unicode keeps out of texts for good."""
-_RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
+_RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"})
 
 
 def encode_chat(

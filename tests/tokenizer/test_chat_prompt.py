@@ -96,6 +96,11 @@ def test_names_and_variables_are_guarded_as_contents_are():
     assert special_ids(ids) == [END]
 
 
+def test_a_variable_named_self_is_refused():
+    with pytest.raises(UserError, match="must not be named self"):
+        encode("Hi", variables={"self": 1})
+
+
 def test_variables_must_not_take_the_place_of_the_conversation():
     with pytest.raises(UserError, match="must not be named messages"):
         encode("Hi", variables={"messages": []})
