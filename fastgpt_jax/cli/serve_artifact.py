@@ -37,7 +37,7 @@ def find_or_compile(model: str, options: Mapping[str, Any], cache_folder: Path) 
     # What is compiled already needs neither the compiler nor a model library.
     from fastgpt_jax.cli import compile as compile_tool  # noqa: PLC0415
 
-    given = {name: value for name, value in options.items() if value not in (None, False)}
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
     source = _local_source(model)
     digest = _digest(model, source, given)
     output = cache_folder / f"{_plain(compile_tool.model_name(model))}-{digest[:16]}"

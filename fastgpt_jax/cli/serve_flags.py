@@ -200,7 +200,12 @@ class ModelOptions:
 
 def make_model_options(values: flags.FlagValues) -> ModelOptions:
     """Returns what the flags say of the model."""
-    given = {name: value for name, value in flag_values(values).items() if value not in (None, False, "auto")}
+    # A 0 was asked for, though it equals False.
+    given = {
+        name: value
+        for name, value in flag_values(values).items()
+        if value is not None and value is not False and value != "auto"
+    }
 
     def pick(names: tuple[str, ...]) -> dict[str, Any]:
         return {name: given[name] for name in names if name in given}

@@ -101,6 +101,8 @@ def test_flags_of_the_engine():
     engine = make_model_options(parse("--swap_to_cpu", "--min_batch=2")).engine
     assert engine == {"min_batch": 2, "swap_space": 4 * 2**30}
     assert make_model_options(parse("--swap_space=0.5")).engine == {"swap_space": 2**29}
+    assert make_model_options(parse("--seed=0", "--batch_timeout_ms=0")).engine == {"seed": 0, "batch_timeout_ms": 0}
+    assert make_model_options(parse("--swap_to_cpu", "--swap_space=0")).engine == {"swap_space": 0}
     assert make_model_options(parse("--noenable_prefix_caching")).engine == {"enable_prefix_caching": False}
     assert make_model_options(parse("--num_workers=3")).num_workers == 3
     for name in make_model_options(parse("--swap_to_cpu", "--min_batch=2", "--gpu_memory_utilization=0.5")).engine:
