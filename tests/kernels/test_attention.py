@@ -12,9 +12,11 @@ import pytest
 
 from fastgpt_jax.kernels.attention import attention, attention_per_head, pallas_tpu, reference, xla_blocked
 from fastgpt_jax.kernels.attention.shapes import KEY_SEGMENTS, SHAPES, SLOPES, NamedShape
-from fastgpt_jax.kernels.attention.spec import AttentionSpec, check
+from fastgpt_jax.kernels.attention.spec import AttentionSpec, check, times
 from passes.block_lists import block_list
 from passes.masks import All, BlockTable, KeyRange, Mask, PerHead, Read, Segment, Shifted, causal, window
+from passes.reader import trace
+from passes.replay import Widening, evaluate
 from passes.scores import Alibi, Score
 from tests.kernels.attention_inputs import assert_close, float64_result, make_inputs
 
@@ -392,3 +394,12 @@ def test_numbers_for_heads_that_do_not_fit_are_refused(sinks, slopes, message):
 def test_an_unknown_implementation_lists_the_known_ones():
     with pytest.raises(ValueError, match="pallas_tpu, xla_blocked, reference or None, got 'cudnn'"):
         attention(AttentionSpec(1.0), *(jnp.zeros(x.shape) for x in abstract_inputs(4, 4)), implementation="cudnn")
+
+
+@pytest.mark.parametrize("factor", [0.25, float(np.float32(0.1)), 1 / 97.9795913696289, 0.1, 20 / 97.9795913696289])
+def test_a_number_that_float32_does_not_hold_is_multiplied_to_more_digits(factor):
+    x = np.linspace(-3, 3, 7)
+    with jax.enable_x64(True):
+        graph, _ = trace(lambda x: times(x, factor), jax.ShapeDtypeStruct((7,), np.float32))
+        (found,) = evaluate(graph, [jnp.asarray(x)], Widening(jnp.float64))
+        np.testing.assert_allclose(np.asarray(found), x * factor, rtol=1e-13)

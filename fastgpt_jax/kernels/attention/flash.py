@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from fastgpt_jax.kernels.attention.dispatch import attention
@@ -58,7 +59,8 @@ def flash_attn_func(
         leaves.append(jnp.atleast_2d(alibi_slopes))
         score = Alibi(0, shift)
     spec = AttentionSpec(
-        scale=1 / math.sqrt(q.shape[3]) if softmax_scale is None else softmax_scale,
+        # As float32 holds it: what is known to more digits is multiplied in two parts.
+        scale=float(np.float32(1 / math.sqrt(q.shape[3]) if softmax_scale is None else softmax_scale)),
         mask=_mask(causal, window_size, shift),
         soft_cap=softcap or None,
         score=score,

@@ -31,7 +31,6 @@ from fastgpt_jax.kernels.attention.spec import (
     Result,
     Sinks,
     Values,
-    cap,
     check,
     over_requests,
     without_dead_keys,
@@ -402,7 +401,7 @@ def _scores(tile: _Tile, products: Array, registers: _Registers, masked: bool) -
     spec, block = tile.spec, (tile.block_q, tile.block_k)
     q = registers.q0 + lax.broadcasted_iota(jnp.int32, block, 0)
     k = registers.k0 + lax.broadcasted_iota(jnp.int32, block, 1)
-    scores = cap(products * spec.scale, spec.soft_cap).reshape(tile.group, *block)
+    scores = spec.capped(products).reshape(tile.group, *block)
     if spec.score is not None:
         scores = spec.score.evaluate(scores, None, q[None], k[None], registers.look)
     if masked:

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from passes.masks import All, Mask, Read, key_rule
@@ -50,15 +51,27 @@ class AttentionSpec:
         """How the mask and the score function read leaves, each once."""
         return tuple(dict.fromkeys((*self.mask.reads, *(self.score.reads if self.score else ()))))
 
+    def capped(self, products: Array) -> Array:
+        """Products of queries and keys scaled, and squeezed smoothly between `-soft_cap` and `soft_cap`."""
+        if self.soft_cap is None:
+            return times(products, self.scale)
+        return self.soft_cap * jnp.tanh(times(products, self.scale / self.soft_cap))
+
     def scores(self, products: Array, head: Any, q: Any, k: Any, leaves: Sequence[Any]) -> Array:
         """Scores of one request before the mask, `[K, G, T, S]`, for `q [T, 1]` and `k [1, S]`."""
-        scores = cap(products * self.scale, self.soft_cap)
+        scores = self.capped(products)
         return scores if self.score is None else self.score.apply(scores, head, q[None, None], k[None, None], leaves)
 
 
-def cap(scores: Array, soft_cap: float | None) -> Array:
-    """Scores squeezed smoothly between `-soft_cap` and `soft_cap`."""
-    return scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
+def times(x: Array, factor: float) -> Array:
+    """A product with a number that float32 may not hold: by its inverse, or in two parts, where those are exact."""
+    near = float(np.float32(factor))
+    if near == factor:
+        return x * factor
+    inverse = 1 / factor
+    if abs(float(np.float32(inverse)) - inverse) <= 2**-50 * abs(inverse):
+        return x / float(np.float32(inverse))
+    return x * near + x * (factor - near)
 
 
 def check(spec: AttentionSpec, query: Any, key: Any, value: Any, leaves: Sequence[Any] = (), sinks: Any = None) -> None:
