@@ -15,6 +15,7 @@ from fastgpt_jax.batch.requests import BatchRequest
 from fastgpt_jax.errors import UserError
 
 UNAVAILABLE = 503
+_JSON = {"Content-Type": "application/json"}
 
 
 class InProcess:
@@ -36,7 +37,7 @@ class InProcess:
         Raises:
           UserError: The engine has stopped; the request has no answer yet.
         """
-        found = await self._client.post(request.url, json=request.body)
+        found = await self._client.post(request.url, content=request.content, headers=_JSON)
         body = found.json()
         if found.status_code == UNAVAILABLE:
             message = body.get("error", {}).get("message", "it takes no more requests")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fastgpt_jax.errors import UserError
 MAX_LINE_BYTES = 32 * 2**20
 _PIECE_BYTES = 2**20
 _FIELDS = ("custom_id", "method", "url", "body")
+_URL = re.compile(r"/v1/[A-Za-z0-9_/-]{1,100}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +31,18 @@ class BatchRequest:
     Attributes:
       number: Of its line, from 1.
       url: Such as `/v1/completions`.
+      body: JSON, with numbers that are finite.
     """
 
     number: int
     custom_id: str
     url: str
     body: dict[str, Any]
+
+    @property
+    def content(self) -> bytes:
+        """The body as bytes of JSON; half of a surrogate pair is written as the escape it came as."""
+        return json.dumps(self.body, separators=(",", ":")).encode()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +117,7 @@ def read_requests(path: Path) -> Iterator[BatchRequest | BadLine]:
 def parse_line(number: int, line: bytes) -> BatchRequest | BadLine:
     """One line as a request, or why it is none."""
     try:
-        found = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        found = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         return BadLine(number, None, f"a line must be one JSON object: {error}")
     if not isinstance(found, dict):
@@ -123,13 +131,17 @@ def parse_line(number: int, line: bytes) -> BatchRequest | BadLine:
     if found.get("method") != "POST":
         return BadLine(number, custom_id, f"method must be 'POST', got {found.get('method')!r}")
     url, body = found.get("url"), found.get("body")
-    if not isinstance(url, str) or not url.startswith("/v1/"):
+    if not isinstance(url, str) or not _URL.fullmatch(url):
         return BadLine(number, custom_id, f"url must be such as '/v1/completions', got {url!r}")
     if not isinstance(body, dict):
         return BadLine(number, custom_id, f"body must be a JSON object, got a {type(body).__name__}")
     if body.get("stream"):
         return BadLine(number, custom_id, "a batch answers whole; leave out stream")
     return BatchRequest(number, custom_id, url, body)
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _is_blank(line: bytes) -> bool:

@@ -2,7 +2,7 @@
 
 The one idea: times are kept raw, a stamp for each piece of an answer as it arrived, and every figure follows from them:
 TTFT is the first piece less the sending, TPOT (E2E - TTFT) / (tokens - 1), ITL each gap between pieces. A request that
-failed has no latency and counts as failed; one whose client left counts until it left, in no latency of whole answers.
+failed or had an empty answer has no latency and is counted apart; one whose client left counts until it left.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def summarize(records: Sequence[Record], objective: Objective = Objective()) -> 
         "num_whole": len(whole),
         "num_cancelled": sum(r.was_cancelled for r in records),
         "num_failed": sum(r.status != 200 for r in records),
+        "num_empty": sum(r.status == 200 and not r.piece_s and not r.was_cancelled for r in records),
         "statuses": statuses,
         "seconds": seconds,
         "requests_per_s": len(whole) / seconds,

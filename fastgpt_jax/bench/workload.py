@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import datetime
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fastgpt_jax.errors import UserError
 
 FIRST_ID = 3
 """Ids below are left out of prompts: most vocabularies begin with markers of beginning, end and unknown."""
+_SEVENTH_DIGIT = re.compile(r"(\.\d{6})\d+")
 TRACE_BLOCK_TOKENS = 512
 """Prompt tokens that one of a trace's `hash_ids` stands for."""
 
@@ -128,9 +130,9 @@ def replay(
 def _read_csv(path: Path) -> Iterator[tuple[float, int, int, Sequence[int]]]:
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            stamp = row["TIMESTAMP"]
-            whole, _, fraction = stamp.partition(".")
-            at_s = datetime.datetime.fromisoformat(whole + "+00:00").timestamp() + float(f"0.{fraction or 0}")
+            # Seven digits of a second, or six and an offset; the seventh is more than Python reads.
+            at = datetime.datetime.fromisoformat(_SEVENTH_DIGIT.sub(r"\1", row["TIMESTAMP"]))
+            at_s = (at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).timestamp()
             yield at_s, int(row["ContextTokens"]), int(row["GeneratedTokens"]), ()
 
 

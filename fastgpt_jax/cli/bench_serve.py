@@ -133,12 +133,14 @@ async def _measure(options: Options, name: str, levels: Sequence[float]) -> list
         if options.warmup:
             warm = dataclasses.replace(options, num_requests=options.warmup, cancel_share=0.0)
             await closed_loop(make_requests(warm, None, seed_offset=_WARMUP_SEED), client.ask, options.warmup)
-        for level in levels:
-            for seed in range(options.seeds):
-                print(f"{name}: {level:g}, seed {options.seed + seed}", file=sys.stderr, flush=True)
-                requests = make_requests(options, level if options.rates else None, seed)
+        for index, level in enumerate(levels):
+            for run in range(options.seeds):
+                # No two runs ask the same prompts, since the second would find them in the server's caches.
+                offset = index * options.seeds + run
+                print(f"{name}: {level:g}, seed {options.seed + offset}", file=sys.stderr, flush=True)
+                requests = make_requests(options, level if options.rates else None, offset)
                 records = await _load(options, level)(requests, client.ask)
-                facts = {"load_name": name, "load": level, "seed": options.seed + seed}
+                facts = {"load_name": name, "load": level, "seed": options.seed + offset}
                 rows.append({**facts, **summarize(records, objective)})
     finally:
         await client.close()

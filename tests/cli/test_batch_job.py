@@ -54,6 +54,8 @@ def answers(output):
         (json.dumps(a_request(custom_id="")).encode(), "custom_id must be a string"),
         (json.dumps(a_request(method="GET")).encode(), "method must be 'POST'"),
         (json.dumps(a_request(url="http://elsewhere/")).encode(), "url must be such as"),
+        (json.dumps(a_request(url="/v1/completions\n")).encode(), "url must be such as"),
+        (json.dumps(a_request(body={"temperature": float("nan")})).encode(), "NaN is no number"),
         (json.dumps(a_request(body=[])).encode(), "body must be a JSON object"),
         (json.dumps(a_request(extra=1)).encode(), "unknown field 'extra'"),
         (json.dumps(a_request(body={"stream": True})).encode(), "leave out stream"),
@@ -67,6 +69,11 @@ def test_a_line_that_is_no_request_says_why(line, reason):
 def test_a_good_line_is_read():
     found = parse_line(1, "\ufeff".encode() + json.dumps(a_request()).encode())
     assert found == BatchRequest(1, "a", "/v1/completions", {"prompt": "a", "max_tokens": 2})
+
+
+def test_half_a_surrogate_pair_is_handed_on_as_it_came():
+    found = parse_line(1, rb'{"custom_id":"a","method":"POST","url":"/v1/x","body":{"prompt":"\ud800"}}')
+    assert found.content == rb'{"prompt":"\ud800"}'
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\n\n  \n"])

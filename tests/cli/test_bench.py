@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from fastgpt_jax.bench.client import Client
 from fastgpt_jax.bench.load import closed_loop, open_loop
 from fastgpt_jax.bench.record import Objective, Record, summarize
 from fastgpt_jax.bench.workload import Lengths, Workload, replay
@@ -45,7 +46,7 @@ def test_azures_form_is_read(tmp_path):
     path = tmp_path / "trace.csv"
     path.write_text(
         "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,4000,44\n"
-        "2023-11-16 18:15:50.5000000,39,10\n2023-11-16 18:15:51.7500000,20,5\n"
+        "2023-11-16 18:15:50.5000000,39,10\n2023-11-16 18:15:51.750000+00:00,20,5\n"
     )
     made = replay(path, num_requests=10, max_len=100, vocab_size=50, speed=2.0)
     assert [(r.at_s, len(r.prompt_ids), r.max_tokens) for r in made] == [(0, 39, 10), (pytest.approx(0.625), 20, 5)]
@@ -94,6 +95,7 @@ def test_figures_are_those_of_the_definitions():
 def test_who_left_early_is_in_no_latency():
     found = summarize([a_record(), a_record(was_cancelled=True, pieces=(100.0,), end=100.0, tokens=1)])
     assert (found["num_cancelled"], found["num_whole"], found["e2e_ms"]["p99"]) == (1, 1, 4000)
+    assert summarize([a_record(pieces=(), tokens=0), a_record()])["num_empty"] == 1
     assert summarize([a_record(status=0, pieces=(), tokens=0)])["ttft_ms"] is None
 
 
@@ -171,6 +173,15 @@ def test_rates_are_an_open_loop(server, tmp_path):
         (0, 6, "requests/s asked"),
         (1, 6, "requests/s asked"),
     ]
+
+
+def test_no_two_levels_ask_the_same_prompts(server, monkeypatch):
+    asked = []
+    ask = Client.ask
+    monkeypatch.setattr(Client, "ask", lambda self, one: (asked.append(one.prompt_ids), ask(self, one))[1])
+    flags = ["serve", "--base_url", server, "--model", "m", "--num_requests", "5", "--output_len", "1"]
+    assert main([*flags, "--concurrency", "1,2", "--seeds", "2", "--warmup", "3"]) == 0
+    assert len(set(asked)) == len(asked) == 4 * 5 + 3
 
 
 @pytest.mark.parametrize(
