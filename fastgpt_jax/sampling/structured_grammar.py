@@ -20,7 +20,12 @@ _WHITESPACE = r"( |\r?\n( {0,32}|\t{0,8}))"
 _JSON_ESCAPES = 'nrbtf\\"'
 """No `\\u` and no `\\/`: each character has one spelling, so that no name of a property has a second one."""
 
-_UNSUPPORTED = re.compile(r"%json\b|%llguidance\b|\btemperature\s*=|\bmax_tokens\s*=|^\s*@|:\s*@", re.MULTILINE)
+_MARGIN = r"^[^\S\n]*"
+"""Up to the first letter of a line, and no further: `\\s*` would search a run of blank lines once for each of them."""
+_UNSUPPORTED = re.compile(
+    rf"%json\b|%llguidance\b|\btemperature\s*=|\bmax_tokens\s*=|{_MARGIN}@|:[^\S\n]*@", re.MULTILINE
+)
+_LARK = re.compile(rf"{_MARGIN}start\s*:", re.MULTILINE)
 
 
 def make_grammar(params: StructuredOutputsParams) -> str:
@@ -63,18 +68,19 @@ def _literal(text: str) -> str:
 
 
 def _lark(text: str) -> str:
-    from llguidance.gbnf_to_lark import any_to_lark  # noqa: PLC0415 - an optional extra
+    from llguidance.gbnf_to_lark import gbnf_to_lark  # noqa: PLC0415 - an optional extra
 
     check_nesting(text, "structured_outputs.grammar")
     found = _UNSUPPORTED.search(text)
     if found:
+        name = found.group().strip(":=").strip()
         raise UserError(
-            f"structured_outputs.grammar uses {found.group().strip(' :=')!r}, which is not supported in a grammar; "
-            "a JSON schema goes into structured_outputs.json"
+            f"structured_outputs.grammar uses {name!r}, which is not supported in a grammar; a JSON schema goes into "
+            "structured_outputs.json"
         )
     if text.count("&") > MAX_MERGED_PATTERNS:
         raise UserError(f"structured_outputs.grammar may join at most {MAX_MERGED_PATTERNS} expressions by &")
     try:
-        return any_to_lark(text)
+        return text if _LARK.search(text) else gbnf_to_lark(text)
     except Exception as error:  # the converter raises whatever it meets
         raise UserError(f"structured_outputs.grammar is neither Lark nor GBNF: {error}") from None

@@ -71,7 +71,9 @@ def prepare_schema(text: str) -> Any:
         prepared = walk.prepare(schema, "#", 0)
         walk.check_patterns()
         return prepared
-    except json.JSONDecodeError as error:
+    except UserError:
+        raise
+    except ValueError as error:  # what is no JSON, and an integer of more digits than Python reads
         raise UserError(f"structured_outputs.json is no JSON: {error}") from None
     except RecursionError:
         raise UserError("structured_outputs.json is nested too deeply") from None
@@ -202,7 +204,7 @@ def _count(name: str, value: Any, schema: Mapping[str, Any], place: str) -> int:
 
 
 def _add_format(value: Any, place: str, result: dict[str, Any], extra: list[Any]) -> None:
-    if value in EXACT:
+    if isinstance(value, str) and value in EXACT:
         result["format"] = value
     elif isinstance(value, str) and value in PATTERNS:
         extra.append({"pattern": PATTERNS[value]})

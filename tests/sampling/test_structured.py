@@ -19,6 +19,7 @@ from benchmarks.structured_output_table import EOS, ByteTokenizer, is_accepted, 
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling import structured
 from fastgpt_jax.sampling.structured import StructuredCompiler, StructuredOutput
+from fastgpt_jax.sampling.structured_grammar import make_grammar
 from fastgpt_jax.sampling.structured_params import StructuredOutputsParams
 from fastgpt_jax.sampling.structured_vocabulary import token_bytes
 from fastgpt_jax.tokenizer import load_tokenizer
@@ -264,6 +265,8 @@ def nested(depth):
         ({"regex": "a", "choice": ["a"]}, "exactly one of"),
         ({"json": [1]}, "must be a JSON schema or its text, got list"),
         ({"json": "{"}, "is no JSON"),
+        ({"json": '{"const": ' + "1" * 5_000 + "}"}, "is no JSON: Exceeds the limit"),
+        ({"json": {"format": []}}, "the format [] at #/format cannot be enforced"),
         ({"json": '{"a": 1, "a": 2}'}, "names a key twice"),
         ({"json": {"description": "x" * 70_000}}, "at most 65536 bytes"),
         ({"json": nested(70)}, "may nest 64 schemas at most"),
@@ -285,6 +288,7 @@ def nested(depth):
         ({"grammar": 'start: %json {"not": {}}'}, "'%json', which is not supported"),
         ({"grammar": "start[temperature=0.5]: /a/"}, "'temperature', which is not supported"),
         ({"grammar": "start: X\nX: " + " & ".join(f"/.*{n}.*/" for n in range(12))}, "at most 8 expressions by &"),
+        ({"grammar": 'start: a\n\n \t@x\na: "a"'}, "'@', which is not supported"),
         ({"grammar": "nothing of the kind"}, "neither Lark nor GBNF"),
         ({"regex": "a", "disable_any_whitespace": True}, "is for JSON"),
     ],
@@ -333,6 +337,14 @@ def test_an_ambiguous_grammar_costs_a_bounded_time_a_token(compiler):
             break
     # 0.01 s on an idle core, where without limits it grows to 0.5 s.
     assert slowest_s < 0.2 and "structured_outputs failed" in state.failure
+
+
+@pytest.mark.parametrize("rule", ['start: "a"', 'root ::= "a"'], ids=["lark", "gbnf"])
+def test_blank_lines_of_a_grammar_cost_little(rule):
+    start = time.thread_time()
+    make_grammar(StructuredOutputsParams(grammar=rule + "\n" * 60_000))
+    # 0.05 s; a search that began anew at each of them took 6 s.
+    assert time.thread_time() - start < 1
 
 
 def test_a_form_is_compiled_once_and_few_are_kept(monkeypatch):
