@@ -50,7 +50,7 @@ class _Held:
 class Admission:
     """Counts what was let in and has not ended.
 
-    Invariants: `num_sequences` and `num_queued_tokens` are the sums over the requests held; both are 0 without any.
+    Invariants: `num_sequences` and `num_queued_tokens` are the sums over the requests and rooms held, 0 without any.
     """
 
     def __init__(self, *, max_running: int, max_queue_len: int, max_queued_tokens: int):
@@ -58,7 +58,7 @@ class Admission:
         self._max_running = max_running
         self._max_queue_len = max_queue_len
         self._max_queued_tokens = max_queued_tokens
-        self._held: dict[str, _Held] = {}
+        self._held: dict[object, _Held] = {}
         self._mean_length: float | None = None
         self.rate = RateMeter()
         self.num_sequences = 0
@@ -75,8 +75,27 @@ class Admission:
         if self.num_queued_tokens and self.num_queued_tokens + num_tokens > self._max_queued_tokens:
             raise self._overloaded(f"{self.num_queued_tokens} prompt tokens wait already")
 
-    def add(self, request_id: str, num_sequences: int, num_tokens: int, max_tokens: int) -> None:
-        """Counts a request; args: max_tokens: what each of its sequences may generate."""
+    def reserve(self, num_sequences: int, num_tokens: int) -> object:
+        """Counts room for requests that are let in together, and returns it; it is removed as a request is."""
+        self.check(num_sequences, num_tokens)
+        room = object()
+        self._held[room] = _Held(num_sequences, num_tokens, 0.0)
+        self.num_sequences += num_sequences
+        self.num_queued_tokens += num_tokens
+        return room
+
+    def add(
+        self, request_id: str, num_sequences: int, num_tokens: int, max_tokens: int, room: object | None = None
+    ) -> None:
+        """Counts a request.
+
+        Args:
+          max_tokens: What each of its sequences may generate.
+          room: Was reserved for it and others, and holds less from now on.
+        """
+        reserved = self._held.get(room)
+        if reserved is not None:
+            self._shrink(reserved, num_sequences, num_tokens)
         expected = max_tokens if self._mean_length is None else min(max_tokens, self._mean_length)
         self._held[request_id] = _Held(num_sequences, num_tokens, expected * num_sequences)
         self.num_sequences += num_sequences
@@ -89,7 +108,7 @@ class Admission:
             self.num_queued_tokens -= held.num_queued_tokens
             held.num_queued_tokens = 0
 
-    def remove(self, request_id: str, num_generated: int | None = None) -> None:
+    def remove(self, request_id: object, num_generated: int | None = None) -> None:
         """Forgets a request; args: num_generated: tokens of each sequence, where it ran to its end."""
         held = self._held.pop(request_id, None)
         if held is None:
@@ -99,6 +118,13 @@ class Admission:
         if num_generated is not None:
             mean = self._mean_length
             self._mean_length = num_generated if mean is None else mean + LENGTH_WEIGHT * (num_generated - mean)
+
+    def _shrink(self, held: _Held, num_sequences: int, num_tokens: int) -> None:
+        num_sequences, num_tokens = min(num_sequences, held.num_sequences), min(num_tokens, held.num_queued_tokens)
+        held.num_sequences -= num_sequences
+        held.num_queued_tokens -= num_tokens
+        self.num_sequences -= num_sequences
+        self.num_queued_tokens -= num_tokens
 
     @property
     def queue_s(self) -> float:

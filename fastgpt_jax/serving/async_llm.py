@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -151,6 +151,7 @@ class AsyncLLM:
         priority: int = 0,
         deadline_s: float | None = None,
         cache_salt: str = "",
+        room: object | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Continues a prompt; yields all it has so far, whenever there is more, until the output is finished.
 
@@ -159,6 +160,7 @@ class AsyncLLM:
         Args:
           deadline_s: Seconds from now, after which it ends with what it has and the finish reason "deadline".
           cache_salt: Requests of different salts share no cached prefix.
+          room: What `room` yielded for this request and others.
 
         Raises:
           UserError: The request cannot be served.
@@ -167,7 +169,7 @@ class AsyncLLM:
           StepFailed: A step failed that the request had a part in.
         """
         options = {"priority": priority, "deadline_s": deadline_s, "cache_salt": cache_salt}
-        async with contextlib.aclosing(self._run(request_id, prompt, params, options)) as outputs:
+        async with contextlib.aclosing(self._run(request_id, prompt, params, options, room)) as outputs:
             async for output in outputs:
                 yield output
 
@@ -180,32 +182,63 @@ class AsyncLLM:
         Raises: As `generate`.
         """
 
-        async def run(index: int, prompt: Any) -> EmbeddingOutput:
+        async def run(index: int, prompt: Any, room: object) -> EmbeddingOutput:
             options = {"cache_salt": cache_salt}
-            running = self._run(f"{request_id}-{index}", prompt, PoolingParams(), options)
+            running = self._run(f"{request_id}-{index}", prompt, PoolingParams(), options, room)
             async with contextlib.aclosing(running) as outputs:
                 return await anext(outputs)
 
-        tasks = [asyncio.ensure_future(run(index, prompt)) for index, prompt in enumerate(prompts)]
+        self._check_available()
+        self._check_room(len(prompts), 0)
+        given = [await self._with_ids(prompt) for prompt in prompts]
+        with self.room(len(given), sum(len(prompt["prompt_token_ids"]) for prompt in given)) as room:
+            tasks = [asyncio.ensure_future(run(index, prompt, room)) for index, prompt in enumerate(given)]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def room(self, num_sequences: int, num_tokens: int) -> Iterator[object]:
+        """Lets several prompts in together, or none of them: no prompt is refused for the sake of its siblings.
+
+        Yields what `generate` takes for each of them. Raises: Overloaded, Draining, EngineDead.
+        """
+        self._check_available()
+        self._bind()
+        with self._counting_refusals():
+            room = self._admission.reserve(num_sequences, num_tokens)
         try:
-            return await asyncio.gather(*tasks)
+            yield room
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            self._admission.remove(room)
+
+    async def _with_ids(self, prompt: Any) -> Mapping[str, Any]:
+        """A prompt whose length is known."""
+        if isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
+            return prompt
+        return await self._check(prompt, PoolingParams())
+
+    async def _check(self, prompt: Any, params: Any) -> dict[str, Any]:
+        """Checks a request off the loop; returns its prompt's text and ids."""
+        check = functools.partial(self._engine.check_request, prompt, params)
+        text, token_ids = await asyncio.get_running_loop().run_in_executor(self._tokenisers, check)
+        return {"prompt": text, "prompt_token_ids": token_ids}
 
     async def _run(
-        self, request_id: str, prompt: Any, params: Any, options: dict[str, Any]
+        self, request_id: str, prompt: Any, params: Any, options: dict[str, Any], room: object | None
     ) -> AsyncGenerator[Any, None]:
         """Checks a request off the loop, queues it, and yields its outputs."""
         self._check_available()
-        self._check_room(getattr(params, "n", 1), 0)
+        if room is None:
+            self._check_room(getattr(params, "n", 1), 0)
         started_s = time.monotonic()
-        check = functools.partial(self._engine.check_request, prompt, params)
-        text, token_ids = await asyncio.get_running_loop().run_in_executor(self._tokenisers, check)
+        checked = await self._check(prompt, params)
         if options.get("deadline_s") is not None:
             options["deadline_s"] = max(options["deadline_s"] - (time.monotonic() - started_s), 0.0)
-        stream = self._admit(request_id, {"prompt": text, "prompt_token_ids": token_ids}, params, options)
+        stream = self._admit(request_id, checked, params, options, room)
         try:
             while True:
                 await stream.has_mail.wait()
@@ -251,23 +284,31 @@ class AsyncLLM:
             raise dead()
 
     def _check_room(self, num_sequences: int, num_tokens: int) -> None:
-        try:
+        with self._counting_refusals():
             self._admission.check(num_sequences, num_tokens)
+
+    @contextlib.contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
+        try:
+            yield
         except Overloaded:
             self.num_refused["overloaded"] += 1
             raise
 
-    def _admit(self, request_id: str, prompt: dict[str, Any], params: Any, options: dict[str, Any]) -> Stream:
-        """Queues a checked request unless there is too much already."""
+    def _admit(
+        self, request_id: str, prompt: dict[str, Any], params: Any, options: dict[str, Any], room: object | None
+    ) -> Stream:
+        """Queues a checked request unless there is too much already and no room was made for it."""
         self._check_available()
         self._bind()
         if request_id in self._streams:
             raise UserError(f"request id {request_id!r} is in use by an unfinished request")
         num_sequences, num_tokens = getattr(params, "n", 1), len(prompt["prompt_token_ids"])
-        self._check_room(num_sequences, num_tokens)
+        if room is None:
+            self._check_room(num_sequences, num_tokens)
         longest = self.max_model_len - num_tokens
         max_tokens = min(getattr(params, "max_tokens", 0) or longest, longest)
-        self._admission.add(request_id, num_sequences, num_tokens, max_tokens)
+        self._admission.add(request_id, num_sequences, num_tokens, max_tokens, room)
         stream = self._streams[request_id] = Stream()
         self._thread.submit(functools.partial(self._add, request_id, prompt, params, options))
         if self._death is not None:  # while this was queued, and perhaps after those who wait were told

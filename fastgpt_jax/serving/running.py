@@ -33,8 +33,8 @@ class Job:
     deadline_s: float | None = None
     cache_salt: str = ""
 
-    def start(self, llm: Any) -> AsyncGenerator[RequestOutput, None]:
-        """Hands it to the engine."""
+    def start(self, llm: Any, room: object | None = None) -> AsyncGenerator[RequestOutput, None]:
+        """Hands it to the engine, in the room that was made for it and its siblings."""
         prompt = {"prompt": self.text, "prompt_token_ids": self.token_ids}
         return llm.generate(
             self.request_id,
@@ -43,6 +43,7 @@ class Job:
             priority=self.priority,
             deadline_s=self.deadline_s,
             cache_salt=self.cache_salt,
+            room=room,
         )
 
 
@@ -81,11 +82,19 @@ async def stream(llm: Any, jobs: Sequence[Job]) -> AsyncGenerator[tuple[int, Req
             async for output in outputs:
                 yield 0, _check(output)
         return
+    num_sequences, num_tokens = sum(job.params.n for job in jobs), sum(len(job.token_ids) for job in jobs)
+    with llm.room(num_sequences, num_tokens) as room:
+        async with contextlib.aclosing(_stream_all(llm, jobs, room)) as outputs:
+            async for output in outputs:
+                yield output
+
+
+async def _stream_all(llm: Any, jobs: Sequence[Job], room: object) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     latest: dict[int, RequestOutput] = {}
     news = asyncio.Event()
 
     async def follow(index: int, job: Job) -> None:
-        async with contextlib.aclosing(job.start(llm)) as outputs:
+        async with contextlib.aclosing(job.start(llm, room)) as outputs:
             async for output in outputs:
                 latest[index] = output
                 news.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,7 +61,10 @@ class FakeLLM:
     def stats(self):
         return EngineStats()
 
-    async def generate(self, request_id, prompt, params, *, priority=0, deadline_s=None, cache_salt=""):
+    def room(self, num_sequences, num_tokens):
+        return contextlib.nullcontext()
+
+    async def generate(self, request_id, prompt, params, *, priority=0, deadline_s=None, cache_salt="", room=None):
         ids = prompt["prompt_token_ids"]
         self.asked.append(
             SimpleNamespace(

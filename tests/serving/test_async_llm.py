@@ -12,9 +12,10 @@ import pytest
 from fastgpt_jax.engine.engine import LLMEngine
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling.params import SamplingParams
-from fastgpt_jax.serving import engine_thread
+from fastgpt_jax.serving import engine_thread, running
 from fastgpt_jax.serving.admission import Admission
 from fastgpt_jax.serving.async_llm import Aborted, AsyncLLM, Draining, EngineDead, Overloaded, StepFailed
+from fastgpt_jax.serving.running import Job
 from tests.engine.fake import FakeCompiled, continue_greedily
 from tests.serving.scripted_engine import ScriptedEngine
 
@@ -136,6 +137,39 @@ def test_queued_tokens_are_bounded_and_told_in_seconds():
     admission.add("left before its first token", 2, 50, max_tokens=5)
     admission.remove("left before its first token")
     assert (admission.num_sequences, admission.num_queued_tokens) == (0, 0)
+
+
+def jobs_of(name, num_jobs, num_tokens=3):
+    params = SamplingParams(max_tokens=2)
+    return [Job(f"{name}{index}", None, [1] * num_tokens, params) for index in range(num_jobs)]
+
+
+@pytest.mark.parametrize("limits", [{"max_queue_len": 1}, {"max_queued_tokens": 20}])
+def test_a_request_of_many_prompts_is_let_in_whole_or_not_at_all(limits):
+    goes_on = threading.Event()
+
+    async def body():
+        engine = ScriptedEngine(max_num_seqs=2, before_step=lambda engine: goes_on.wait(10))
+        async with serving(engine, **limits) as llm:
+            many = asyncio.create_task(running.collect(llm, jobs_of("many", 10)))
+            await until(lambda: llm.num_unfinished == 10)
+            with pytest.raises(Overloaded):
+                await running.collect(llm, jobs_of("late", 2))
+            assert llm.num_unfinished == 10 and llm.num_refused["overloaded"] == 1
+            goes_on.set()
+            assert all(output.finished for output in await many)
+            assert len(await running.collect(llm, jobs_of("later", 10))) == 10, "all that was held is given back"
+
+    asyncio.run(body())
+
+
+def test_inputs_of_an_embedding_are_let_in_together():
+    async def body():
+        async with serving(LLMEngine(FakeCompiled(is_fast=True)), max_queue_len=0, max_queued_tokens=4) as llm:
+            for _ in range(2):
+                assert len(await llm.embed("e", [[1, 2, 3]] * 9)) == 9
+
+    asyncio.run(body())
 
 
 def test_a_request_that_cannot_be_served_is_the_users_mistake():
