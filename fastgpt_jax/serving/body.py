@@ -66,7 +66,7 @@ def validate(model: type[Model], values: Mapping[str, Any], unsupported: Mapping
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise _field_error(error.errors(include_url=False, include_context=True)[0]) from None
+        raise _field_error(error.errors(include_url=False, include_input=False)[0]) from None
 
 
 async def _read_bytes(request: Request, max_bytes: int) -> bytes:
@@ -118,7 +118,7 @@ def _field_error(details: ErrorDetails) -> ApiError:
         case "value_error":
             error = details.get("ctx", {}).get("error")
             if isinstance(error, FieldError):
-                return ApiError(error.code, str(error), error.param or param)
+                return ApiError(error.code, str(error), error.param or param or None)
     code = "invalid_type" if details["type"].endswith("_type") else "invalid_value"
     return ApiError(code, f"{param}: {message[:1].lower()}{message[1:]}", param)
 

@@ -20,7 +20,7 @@ from fastgpt_jax.serving import logprobs as forms
 from fastgpt_jax.serving.answers import News, event, follow, json_answer, make_usage, whole_news
 from fastgpt_jax.serving.body import read_body, validate
 from fastgpt_jax.serving.errors import ApiError
-from fastgpt_jax.serving.limits import check_context, check_most, check_sampling
+from fastgpt_jax.serving.limits import check_context, check_messages, check_sampling
 from fastgpt_jax.serving.openapi import documents
 from fastgpt_jax.serving.prompts import Encoded, encode_messages
 from fastgpt_jax.serving.protocol_chat import UNSUPPORTED_CHAT, ChatChunk, ChatCompletion, ChatRequest
@@ -37,12 +37,13 @@ async def create_chat_completion(request: Request) -> Response:
     """Continues a conversation."""
     server = server_of(request)
     server.check_ready()
-    asked = validate(ChatRequest, await read_body(request, server.settings), UNSUPPORTED_CHAT)
+    body = await read_body(request, server.settings)
+    check_messages(body, server.settings)
+    asked = validate(ChatRequest, body, UNSUPPORTED_CHAT)
     server.check_model(asked.model)
     request.state.user = asked.user or asked.safety_identifier
     check_stream_options(asked)
     check_sampling(asked, 1, server.settings)
-    check_most("messages", "messages", len(asked.messages), server.settings.max_messages)
     if asked.top_logprobs is not None and not asked.logprobs:
         raise ApiError("invalid_value", "top_logprobs goes with logprobs: true", "top_logprobs")
     prompt = await encode_messages(

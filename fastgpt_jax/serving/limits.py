@@ -7,7 +7,7 @@ number; size and depth of a body are checked while it is read (`body.py`), the q
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastgpt_jax.serving.errors import ApiError
@@ -24,6 +24,13 @@ def check_sampling(request: SamplingRequest, num_prompts: int, settings: ServerS
     check_most("stop", "characters in a stop string", max(map(len, request.stop), default=0), settings.max_stop_chars)
     check_most("stop_token_ids", "stop tokens", len(request.stop_token_ids), settings.max_logit_bias)
     check_most("logit_bias", "entries", len(request.logit_bias), settings.max_logit_bias)
+
+
+def check_messages(body: Mapping[str, Any], settings: ServerSettings) -> None:
+    """Checks how many messages a body has, before one of them is looked at."""
+    messages = body.get("messages")
+    if isinstance(messages, list):
+        check_most("messages", "messages", len(messages), settings.max_messages)
 
 
 def check_schema(param: str, constraint: Any, settings: ServerSettings) -> None:

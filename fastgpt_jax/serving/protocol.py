@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from fastgpt_jax.serving.body import FieldError
 
+MAX_NAMES = 100
+"""Of an object whose names are known; more than any has."""
 TokenIds = list[int]
 Prompt = str | TokenIds
 
@@ -30,6 +32,14 @@ class Request(BaseModel):
     """A body; a field that is unknown or of another type is refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, value: Any) -> Any:
+        """Each unknown name would be an error of its own, and a body has room for a million."""
+        if isinstance(value, dict) and len(value) > MAX_NAMES:
+            raise FieldError(f"at most {MAX_NAMES} names are allowed in an object, got {len(value)}", "limit_exceeded")
+        return value
 
 
 class Answer(BaseModel):

@@ -74,7 +74,7 @@ def _as_message(message: dict[str, Any], index: int) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in _LATER}
 
 
-Messages = Annotated[list[Message], BeforeValidator(_as_messages), Field(min_length=1)]
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(_as_messages)]
 
 
 class ChatRequest(SamplingRequest):

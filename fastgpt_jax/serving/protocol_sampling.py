@@ -40,6 +40,7 @@ _STOP_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type"
 _BIAS_SCHEMA = {"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}
 JsonSchema = Annotated[Any, WithJsonSchema({"type": ["object", "boolean", "string"]})]
 """A JSON schema, or its text."""
+Choices = Annotated[list[str], Field(fail_fast=True)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -70,7 +71,7 @@ class StructuredOutputs(Request):
     json_: JsonSchema = Field(default=None, alias="json")
     json_object: bool | None = None
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Choices | None = None
     grammar: str | None = None
     disable_any_whitespace: bool = False
 
@@ -94,7 +95,7 @@ class SamplingRequest(Request):
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     seed: Int64 | None = None
     stop: Annotated[list[str], BeforeValidator(_as_stops), WithJsonSchema(_STOP_SCHEMA)] = Field(default=[])
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default=[])
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)] = Field(default=[])
     logit_bias: Annotated[dict[int, float], BeforeValidator(_as_biases), WithJsonSchema(_BIAS_SCHEMA)] = Field(
         default={}
     )
@@ -109,7 +110,7 @@ class SamplingRequest(Request):
     structured_outputs: StructuredOutputs | None = None
     guided_json: JsonSchema = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Choices | None = None
     guided_grammar: str | None = None
     return_token_ids: bool = False
     priority: Int64 = 0

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import sys
 
 import pytest
 from starlette.testclient import TestClient
 
+from fastgpt_jax.serving import body as body_module
 from tests.serving.fake_llm import make_server
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -69,7 +71,7 @@ def post(path, body, **settings):
             {"max_messages": 1},
             CHAT,
             {"messages": [{"role": "user", "content": "a"}]},
-            {"messages": [{"role": "user", "content": "a"}] * 2},
+            {"messages": [{}] * 2},
             "messages",
         ),
         (
@@ -78,6 +80,14 @@ def post(path, body, **settings):
             {"messages": [{"role": "user", "content": "a"}]},
             {"messages": [{"role": "user", "content": "a"}] * 2},
             "messages",
+        ),
+        ({}, "/detokenize", {"tokens": [65] * 64}, {"tokens": [65] * 65}, "tokens"),
+        (
+            {},
+            "/tokenize",
+            {"prompt": "a" * 64, "return_token_strs": True},
+            {"prompt": "a" * 65, "return_token_strs": True},
+            "return_token_strs",
         ),
         ({}, COMPLETIONS, {"prompt": "a", "logprobs": 5}, {"prompt": "a", "logprobs": 6}, "logprobs"),
         (
@@ -94,8 +104,34 @@ def test_one_more_than_may_be_is_refused_with_the_number(settings, path, at_limi
     llm, response = post(path, above, **settings)
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (400, "limit_exceeded", param)
-    assert str(next(iter(settings.values()), 5)) in error["message"]
+    assert str(next(iter(settings.values()), 64 if path.endswith("tokenize") else 5)) in error["message"]
     assert not llm.asked
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (COMPLETIONS, {"prompt": "a", "stop_token_ids": [-1] * 1000}, "stop_token_ids[0]"),
+        (COMPLETIONS, {"prompt": "a", "guided_choice": [1] * 1000}, "guided_choice[0]"),
+        (COMPLETIONS, {"prompt": "a", "structured_outputs": {"choice": [1] * 1000}}, "structured_outputs.choice[0]"),
+        (CHAT, {"messages": [{}] * 1000}, "messages[0].role"),
+        (CHAT, {"messages": [dict.fromkeys(map(str, range(1000)), 1)]}, "messages[0]"),
+        (COMPLETIONS, {"prompt": "a", **dict.fromkeys(map(str, range(1000)), 1)}, None),
+        ("/detokenize", {"tokens": [1], **dict.fromkeys(map(str, range(1000)), 1)}, None),
+    ],
+)
+def test_of_many_mistakes_few_are_looked_for(path, body, param, monkeypatch):
+    counts = []
+
+    def count(details):
+        counts.append(sys.exception().error_count())
+        return told(details)
+
+    told = body_module._field_error
+    monkeypatch.setattr(body_module, "_field_error", count)
+    response = post(path, body)[1]
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert counts[0] <= 4
 
 
 def test_a_body_may_have_so_many_bytes():
