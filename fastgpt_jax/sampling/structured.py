@@ -3,11 +3,13 @@
 Knows no requests and no engine. llguidance is imported when the first such request comes, and never before. The one
 idea: a form is compiled once, within a deadline and under limits, into a matcher at its beginning; every request walks
 a copy of it, which costs microseconds, and whatever can go wrong in the form goes wrong before the request is queued.
+A compilation cannot be ended from outside: one that is late keeps its thread, and what it makes at last is kept too.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 import threading
 from collections import OrderedDict
@@ -26,6 +28,7 @@ from fastgpt_jax.sampling.structured_params import StructuredOutputsParams
 from fastgpt_jax.sampling.structured_vocabulary import token_bytes
 
 MAX_CACHED = 64
+NUM_COMPILERS = 2
 DEADLINE_S = 10.0
 _LIMITS = {
     "max_lexer_states": 50_000,  # 1 to 2 kB each, so that a request takes 100 MB at the very most
@@ -37,10 +40,23 @@ _LIMITS = {
 """Limits of llguidance. A token that exceeds one ends its request with an error."""
 
 
+class CompilersBusy(UserError):
+    """Every thread compiles another form; the same request may be right a moment later.
+
+    Attributes:
+      retry_after_s: When one is expected to be free, in whole seconds.
+    """
+
+    def __init__(self, message: str, retry_after_s: int):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class StructuredCompiler:
     """Makes matchers for one model; may be asked by several threads.
 
-    Invariants: the vocabulary is read once; at most `max_cached` forms are kept, those used last.
+    Invariants: the vocabulary is read once; at most `max_cached` forms are kept, those used last; what is given to
+    `_pool` has a thread there (`_free` counts those without work), so that a deadline counts from a beginning.
     """
 
     def __init__(
@@ -57,6 +73,7 @@ class StructuredCompiler:
         Args:
           vocab_size: Of the model's logits; ids past the tokenizer's are never allowed.
           eos_ids: Tokens that end a text; they are allowed where the form may end.
+          deadline_s: Longest that a form may compile, and longest that it waits for others before it.
         """
         self.vocab_size = vocab_size
         self.eos_ids = frozenset(token_id for token_id in eos_ids if token_id < vocab_size)
@@ -65,7 +82,8 @@ class StructuredCompiler:
         self._deadline_s = deadline_s
         self._lock, self._reading = threading.Lock(), threading.Lock()
         self._made: OrderedDict[StructuredOutputsParams, Any] = OrderedDict()
-        self._pool = ThreadPoolExecutor(2, "structured-outputs")
+        self._pool = ThreadPoolExecutor(NUM_COMPILERS, "structured-outputs")
+        self._free = threading.Semaphore(NUM_COMPILERS)
 
     def prepare(self) -> None:
         """Reads the vocabulary, which takes seconds where it is large, unless that was done.
@@ -76,11 +94,17 @@ class StructuredCompiler:
         with self._reading:
             _ = self._vocabulary
 
+    def is_compiled(self, params: StructuredOutputsParams) -> bool:
+        """Whether a form is kept; costs nothing."""
+        with self._lock:
+            return params in self._made
+
     def compile(self, params: StructuredOutputsParams) -> None:
         """Compiles a form unless it is kept already; not to be called on an event loop.
 
         Raises:
           UserError: The form cannot be enforced, is beyond the limits, or took longer than the deadline.
+          CompilersBusy: Other forms compiled for all of that time.
         """
         self._prototype(params)
 
@@ -89,24 +113,41 @@ class StructuredCompiler:
         return self._prototype(params).deep_copy()
 
     def _prototype(self, params: StructuredOutputsParams) -> Any:
-        with self._lock:
-            if params in self._made:
-                self._made.move_to_end(params)
-                return self._made[params]
+        matcher = self._kept(params)
+        if matcher is not None:
+            return matcher
         self.prepare()  # outside the deadline: it is no request's fault
-        future: Future[Any] = self._pool.submit(self._compile, params)
+        if not self._free.acquire(timeout=self._deadline_s):
+            raise CompilersBusy(
+                f"structured_outputs.{params.kind} waited {self._deadline_s:g} s for other forms to compile; "
+                "try again later",
+                math.ceil(self._deadline_s),
+            )
+        future: Future[Any] = self._pool.submit(self._keep, params)
         try:
-            matcher = future.result(self._deadline_s)
+            return future.result(self._deadline_s)
         except DeadlineError:
-            future.cancel()
             raise UserError(
                 f"structured_outputs.{params.kind} took longer than {self._deadline_s:g} s to compile; simplify it"
             ) from None
+
+    def _kept(self, params: StructuredOutputsParams) -> Any:
         with self._lock:
-            self._made[params] = matcher
-            while len(self._made) > self._max_cached:
-                self._made.popitem(last=False)
-        return matcher
+            if params in self._made:
+                self._made.move_to_end(params)
+            return self._made.get(params)
+
+    def _keep(self, params: StructuredOutputsParams) -> Any:
+        """Compiles a form, unless another thread did while this one waited, and keeps it."""
+        try:
+            matcher = self._kept(params) or self._compile(params)
+            with self._lock:
+                self._made[params] = matcher
+                while len(self._made) > self._max_cached:
+                    self._made.popitem(last=False)
+            return matcher
+        finally:
+            self._free.release()
 
     def _compile(self, params: StructuredOutputsParams) -> Any:
         vocabulary = self._vocabulary

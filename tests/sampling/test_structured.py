@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from benchmarks.structured_output_table import EOS, ByteTokenizer, is_accepted, make_compiler
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling import structured
-from fastgpt_jax.sampling.structured import StructuredCompiler, StructuredOutput
+from fastgpt_jax.sampling.structured import CompilersBusy, StructuredCompiler, StructuredOutput
 from fastgpt_jax.sampling.structured_grammar import make_grammar
 from fastgpt_jax.sampling.structured_params import StructuredOutputsParams
 from fastgpt_jax.sampling.structured_vocabulary import token_bytes
@@ -380,6 +381,34 @@ def test_what_takes_too_long_to_compile_is_refused(monkeypatch):
     compiler = StructuredCompiler(ByteTokenizer(), EOS + 1, (EOS,), deadline_s=0.05)
     with pytest.raises(UserError, match="longer than 0.05 s to compile"):
         compiler.compile(StructuredOutputsParams(choice=["a"]))
+
+
+def test_a_deadline_counts_from_where_a_form_begins_to_compile(monkeypatch):
+    monkeypatch.setattr(structured, "make_grammar", lambda params: time.sleep(0.4) or make_grammar(params))
+    compiler = StructuredCompiler(ByteTokenizer(), EOS + 1, (EOS,), deadline_s=0.7)
+    compiler.prepare()
+    forms = [StructuredOutputsParams(choice=[text]) for text in "abc"]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(compiler.compile, forms))  # the last waits 0.4 s and compiles for another 0.4 s
+    assert all(map(compiler.is_compiled, forms))
+
+
+def test_a_form_that_finds_all_compilers_at_work_is_no_wrong_form(monkeypatch):
+    may_end = threading.Event()
+    monkeypatch.setattr(structured, "make_grammar", lambda params: may_end.wait(10) and make_grammar(params))
+    compiler = StructuredCompiler(ByteTokenizer(), EOS + 1, (EOS,), deadline_s=0.05)
+    forms = [StructuredOutputsParams(choice=[text]) for text in "abc"]
+    for form in forms[:2]:
+        with pytest.raises(UserError, match="longer than 0.05 s to compile"):
+            compiler.compile(form)
+    with pytest.raises(CompilersBusy, match="waited 0.05 s for other forms") as error:
+        compiler.compile(forms[2])
+    assert error.value.retry_after_s == 1
+    may_end.set()
+    deadline_s = time.monotonic() + 10
+    while not all(map(compiler.is_compiled, forms[:2])):  # late, and not for nothing
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
 
 
 def test_a_missing_package_is_one_line(monkeypatch):
