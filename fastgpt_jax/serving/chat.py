@@ -8,8 +8,9 @@ ended.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -30,6 +31,7 @@ from fastgpt_jax.serving.sse import answer_stream
 from fastgpt_jax.serving.state import Server, new_id, server_of
 
 router = APIRouter()
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @router.post("/v1/chat/completions", **documents(ChatRequest, ChatCompletion, chunk=ChatChunk, runs=True))
@@ -88,10 +90,11 @@ class _Answer:
             }
             for news in whole_news(outputs)
         ]
-        answer = {**self._frame("chat.completion", choices), "usage": make_usage(outputs)}
-        if self._asked.prompt_logprobs is not None:
-            answer["prompt_logprobs"] = forms.prompt_logprobs(outputs[0].prompt_logprobs or ())
-        return answer
+        return {
+            **self._frame("chat.completion", choices),
+            "usage": make_usage(outputs),
+            **self._prompt_logprobs(outputs[0]),
+        }
 
     async def events(self, job: Job) -> AsyncGenerator[bytes, None]:
         """The chunks as they come: who speaks, the words, why it ended, and tokens counted where that was asked for."""
@@ -99,15 +102,20 @@ class _Answer:
         usage = {"usage": None} if options is not None and options.include_usage else {}
         latest: dict[int, RequestOutput] = {}
 
-        def chunk(index: int, delta: dict[str, Any], logprobs: Any = None, **more: Any) -> bytes:
+        def chunk(
+            index: int, delta: dict[str, Any], logprobs: Any = None, frame: Mapping[str, Any] = NOTHING, **more: Any
+        ) -> bytes:
             choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None, **more}
-            return event({**self._frame("chat.completion.chunk", [choice]), **usage})
+            return event({**self._frame("chat.completion.chunk", [choice]), **usage, **frame})
 
+        of_prompt: dict[str, Any] | None = None
         async with aclosing(stream(self._server.llm, [job])) as outputs:
             async for news in follow(outputs, latest, every_token=self._asked.return_token_ids):
                 index = news.continuation.index
                 if news.is_first:
-                    yield chunk(index, {"role": "assistant", "content": ""})
+                    # The choices have one prompt, so it is told with the first of them.
+                    of_prompt = self._prompt_logprobs(news.output) if of_prompt is None else {}
+                    yield chunk(index, {"role": "assistant", "content": ""}, frame=of_prompt)
                 if news.token_ids:
                     yield chunk(index, {"content": news.text}, self._logprobs(news), **self._ids(news))
                 if news.continuation.finish_reason is not None:
@@ -124,6 +132,12 @@ class _Answer:
             **self._server.fingerprint_field,
             "choices": choices,
         }
+
+    def _prompt_logprobs(self, output: RequestOutput) -> dict[str, Any]:
+        """Of the prompt's tokens, where they were asked for."""
+        if self._asked.prompt_logprobs is None:
+            return {}
+        return {"prompt_logprobs": forms.prompt_logprobs(output.prompt_logprobs or ())}
 
     def _end(self, news: News) -> dict[str, Any]:
         return {"finish_reason": news.continuation.finish_reason, "stop_reason": news.continuation.stop_reason}

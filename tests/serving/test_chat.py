@@ -69,6 +69,14 @@ def test_chunks_of_several_choices_each_begin_and_end(served):
         assert "".join(part["delta"].get("content", "") for part in own) == "ab"
 
 
+def test_log_probabilities_of_the_prompt_come_with_the_first_chunk(served):
+    asked = {"messages": HI, "max_tokens": 2, "n": 2, "prompt_logprobs": 1}
+    first, *others = stream(served, PATH, **asked)
+    ChatChunk.model_validate(first, extra="forbid")
+    assert first["prompt_logprobs"] == chat(served, **asked)["prompt_logprobs"] and len(first["prompt_logprobs"]) > 1
+    assert not any("prompt_logprobs" in chunk for chunk in others)
+
+
 def test_logprobs_tell_bytes_and_the_likeliest_by_rank(served):
     (first,) = chat(served, max_tokens=1, logprobs=True, top_logprobs=2)["choices"][0]["logprobs"]["content"]
     assert (first["token"], first["logprob"], first["bytes"]) == ("a", -0.5, [97])
