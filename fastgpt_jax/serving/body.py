@@ -72,17 +72,18 @@ def validate(model: type[Model], values: Mapping[str, Any], unsupported: Mapping
 async def _read_bytes(request: Request, max_bytes: int) -> bytes:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > max_bytes:
-        raise _too_large(max_bytes)
+        raise body_too_large(max_bytes)
     chunks, num_bytes = [], 0
     async for chunk in request.stream():
         num_bytes += len(chunk)
         if num_bytes > max_bytes:
-            raise _too_large(max_bytes)
+            raise body_too_large(max_bytes)
         chunks.append(chunk)
     return b"".join(chunks)
 
 
-def _too_large(max_bytes: int) -> ApiError:
+def body_too_large(max_bytes: int) -> ApiError:
+    """The answer to a body that is too large."""
     # The connection stays open and the rest is thrown away: to close it now would take the answer from a client that
     # still writes.
     return ApiError("body_too_large", f"the body may have {max_bytes} bytes at most")

@@ -20,6 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from pydantic_core import from_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fastgpt_jax.serving.body import body_too_large
 from fastgpt_jax.serving.errors import ApiError
 from fastgpt_jax.serving.settings import ServerSettings
 
@@ -56,6 +57,11 @@ class ResultCache:
     def __len__(self) -> int:
         return len(self._answers)
 
+    @property
+    def max_answer_bytes(self) -> int:
+        """The longest body that is kept."""
+        return int(self._max_bytes * MAX_SHARE) - OVERHEAD_BYTES
+
     def get(self, key: bytes) -> Answer | None:
         """Returns what is kept, unless it is too old; counts."""
         answer = self._answers.get(key)
@@ -72,7 +78,7 @@ class ResultCache:
     def put(self, key: bytes, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> None:
         """Keeps an answer, in place of those that were used longest ago; not one that would take most of the room."""
         answer = Answer(headers, body, self._clock() + self._ttl_s)
-        if answer.nbytes > self._max_bytes * MAX_SHARE:
+        if len(body) > self.max_answer_bytes:
             return
         if key in self._answers:
             self._remove(key)
@@ -113,7 +119,7 @@ class CacheResults:
             await send({"type": "http.response.start", "status": 200, "headers": [*answer.headers, (HEADER, b"hit")]})
             await send({"type": "http.response.body", "body": answer.body})
         else:
-            recorder = _Recorder(send)
+            recorder = _Recorder(send, self._cache.max_answer_bytes)
             await self._app(scope, _replay(messages, receive), recorder)
             if recorder.is_whole and _ERROR_EVENT not in recorder.body:
                 self._cache.put(key, recorder.headers, bytes(recorder.body))
@@ -126,16 +132,21 @@ class CacheResults:
             scope["method"] == "POST"
             and length.isdigit()
             and int(length[:20]) <= self._settings.max_body_bytes
+            and b"transfer-encoding" not in headers
             and headers.get(b"content-type", b"").startswith(b"application/json")
             and self._watched.is_ready
         )
 
     async def _read(self, receive: Receive) -> list[Message]:
         messages: list[Message] = []
+        num_bytes = 0
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
                 while not messages or messages[-1].get("more_body", False):
                     messages.append(await receive())
+                    num_bytes += len(messages[-1].get("body", b""))
+                    if num_bytes > self._settings.max_body_bytes:
+                        raise body_too_large(self._settings.max_body_bytes)
         except TimeoutError:
             seconds = self._settings.body_timeout_s
             raise ApiError("body_timeout", f"the body did not arrive within {seconds:g} s") from None
@@ -163,28 +174,30 @@ def is_deterministic(path: str, fields: Mapping[str, Any]) -> bool:
 
 
 class _Recorder:
-    """Sends an answer on and keeps a copy.
+    """Sends an answer on and keeps a copy of a success that is short enough.
 
     Attributes:
-      is_whole: It was a success and has been sent to its end.
+      is_whole: All of it was sent and is in `body`.
     """
 
-    def __init__(self, send: Send):
-        self._send = send
-        self._status = 0
+    def __init__(self, send: Send, max_bytes: int):
+        self._send, self._max_bytes = send, max_bytes
+        self._is_kept = False
         self.headers: tuple[tuple[bytes, bytes], ...] = ()
         self.body = bytearray()
         self.is_whole = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._status, self.headers = message["status"], tuple(message["headers"])
+            self._is_kept, self.headers = message["status"] == 200, tuple(message["headers"])
             message = {**message, "headers": [*self.headers, (HEADER, b"miss")]}
-        elif message["type"] == "http.response.body":
+        elif message["type"] == "http.response.body" and self._is_kept:
             self.body += message.get("body", b"")
+            if len(self.body) > self._max_bytes:
+                self._is_kept, self.body = False, bytearray()
         await self._send(message)
         is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        self.is_whole = is_last and self._status == 200
+        self.is_whole = is_last and self._is_kept
 
 
 def _replay(messages: list[Message], receive: Receive) -> Receive:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 from fastapi import FastAPI, Request
@@ -11,7 +13,8 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, StreamingResponse
 
 from fastgpt_jax.serving.auth import Keys, RequireKey
-from fastgpt_jax.serving.result_cache import CacheResults, ResultCache, is_deterministic
+from fastgpt_jax.serving.errors import ApiError
+from fastgpt_jax.serving.result_cache import CacheResults, ResultCache, _Recorder, is_deterministic
 from fastgpt_jax.serving.settings import ServerSettings
 
 GREEDY = {"prompt": "a", "temperature": 0}
@@ -143,6 +146,53 @@ def test_the_size_is_bounded_and_what_was_used_longest_ago_leaves(served):
     before = len(cache)
     ask(served, {**GREEDY, "length": 3000})
     assert len(cache) == before, "an answer that would take most of the room is not kept"
+
+
+@pytest.mark.parametrize("headers", [[], [(b"transfer-encoding", b"chunked")]])
+def test_a_body_longer_than_it_says_is_not_read_to_its_end(served, headers):
+    cache, _, watched, _ = served.parts
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "headers": [(b"content-type", b"application/json"), (b"content-length", b"10"), *headers],
+    }
+    num_received = 0
+
+    async def receive():
+        nonlocal num_received
+        num_received += 1
+        assert num_received < 20, "it reads on"
+        return {"type": "http.request", "body": b" " * 100, "more_body": True}
+
+    async def read_one(scope, receive, send):
+        await receive()
+
+    app = CacheResults(
+        read_one, cache=cache, settings=ServerSettings(max_body_bytes=1000), model_digest="d", watched=watched
+    )
+    if headers:
+        asyncio.run(app(scope, receive, receive))
+        assert num_received == 1, "it goes on unread, to the route that counts"
+    else:
+        with pytest.raises(ApiError) as told:
+            asyncio.run(app(scope, receive, receive))
+        assert told.value.code == "body_too_large" and num_received == 11
+
+
+def test_no_more_of_an_answer_is_held_than_may_be_kept():
+    async def send(message):
+        pass
+
+    async def record(status, num_chunks):
+        recorder = _Recorder(send, 100)
+        await recorder({"type": "http.response.start", "status": status, "headers": []})
+        for index in range(num_chunks):
+            await recorder({"type": "http.response.body", "body": b"x" * 50, "more_body": index < num_chunks - 1})
+        return recorder.is_whole, len(recorder.body)
+
+    asked = [(200, 2), (200, 3), (400, 2)]
+    assert [asyncio.run(record(*case)) for case in asked] == [(True, 100), (False, 0), (False, 0)]
 
 
 def test_nothing_is_given_while_nothing_is_taken(served):
