@@ -84,7 +84,7 @@ class EngineCore:
         self._in_flight: deque[InFlight] = deque()
         self._deadlines: list[tuple[float, int, RequestGroup]] = []
         self._updates: list[Update] = []
-        self._stops: deque[tuple[Request, str]] = deque()
+        self._stops: deque[tuple[Request, str, str | None]] = deque()
         self._counts = dict.fromkeys(_COUNTS, 0)
         self.num_full_sorts = 0
         self._compiles = compile_counter()
@@ -118,9 +118,9 @@ class EngineCore:
             if not request.is_finished:
                 self._end(request, "abort")
 
-    def stop(self, request: Request, stop: str) -> None:
+    def stop(self, request: Request, finish_reason: str, stop_reason: str | None) -> None:
         """Ends a request whose text has ended, before the next step; may be called from another thread."""
-        self._stops.append((request, stop))
+        self._stops.append((request, finish_reason, stop_reason))
 
     def step(self) -> list[Update]:
         """Has the device run a step; returns the news of the one that is done."""
@@ -253,9 +253,9 @@ class EngineCore:
     def end_stopped(self) -> None:
         """Ends the requests whose texts have ended."""
         while self._stops:
-            request, stop = self._stops.popleft()
+            request, finish_reason, stop_reason = self._stops.popleft()
             if not request.is_finished:
-                self._end(request, "stop", stop)
+                self._end(request, finish_reason, stop_reason)
 
     def _end_overdue(self) -> None:
         while self._deadlines and self._deadlines[0][0] <= self._clock():

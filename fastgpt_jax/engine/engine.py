@@ -169,10 +169,10 @@ class LLMEngine:
         """Ends requests and frees their pages at once; returns what they had. Ids that do not run are ignored."""
         outputs = []
         for name in [request_id] if isinstance(request_id, str) else list(request_id):
-            found = self._processor.abort(name)
-            if found is not None:
-                self.core.abort(found[0].requests)
-                outputs.append(found[1])
+            self.core.abort(self._processor.requests(name))
+            output = self._processor.abort(name)
+            if output is not None:
+                outputs.append(output)
         return outputs
 
     def step(self) -> list[Output]:

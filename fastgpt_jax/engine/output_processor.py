@@ -1,11 +1,13 @@
 """From tokens to what users get: text, stop strings, log-probabilities in words.
 
 Knows no device and no scheduling. The one idea: it keeps its own account of every request, fed by updates in order, so
-that it may run behind the core, on another thread. It tells the core of nothing but texts that ended.
+that it may run behind the core. It tells the core of nothing but texts that ended; a text that cannot be made, since a
+tokenizer raised, is one of them, and no other request's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 
 from fastgpt_jax.engine.outputs import CompletionOutput, EmbeddingOutput, Logprob, RequestOutput
 from fastgpt_jax.engine.request import Request, RequestGroup
+from fastgpt_jax.engine.results import describe
 from fastgpt_jax.engine.stats import RequestMetrics
 from fastgpt_jax.engine.text import OutputText
 from fastgpt_jax.engine.updates import TokenScore, Update
@@ -66,6 +69,12 @@ class _Continuation:
     def _end(self, finish_reason: str, stop_reason: str | int | None) -> None:
         self.text.finish(may_stop=False)
         self.finish_reason, self.stop_reason = finish_reason, stop_reason
+
+    def cut_off(self, finish_reason: str) -> None:
+        """Ends with what there is, whether or not the tokenizer makes text of the last of it."""
+        with contextlib.suppress(Exception):
+            self.text.finish(may_stop=False)
+        self.finish_reason = finish_reason
 
     def to_output(self) -> CompletionOutput:
         """Returns a copy of what there is so far."""
@@ -129,12 +138,12 @@ class OutputProcessor:
     def __init__(
         self,
         tokenizer: Any,
-        on_stop: Callable[[Request, str], None],
+        on_end: Callable[[Request, str, str | None], None],
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Args: on_stop: Told of a continuation that ends at a stop string before the core knows."""
+        """Args: on_end: Told of a continuation that ends before the core knows, with finish reason and stop string."""
         self._tokenizer = tokenizer
-        self._on_stop = on_stop
+        self._on_end = on_end
         self._clock = clock
         self._groups: dict[str, _Group] = {}
 
@@ -155,16 +164,21 @@ class OutputProcessor:
         """Opens the account of a request."""
         self._groups[group.request_id] = _Group(group, self._tokenizer)
 
-    def abort(self, request_id: str) -> tuple[RequestGroup, Output] | None:
-        """Closes an account; returns its group and what there was, or None where there is no such request."""
+    def requests(self, request_id: str) -> tuple[Request, ...]:
+        """All continuations of an unfinished request; none where there is no such request."""
+        group = self._groups.get(request_id)
+        return () if group is None else group.group.requests
+
+    def abort(self, request_id: str) -> Output | None:
+        """Closes an account; returns what there was, or None where there is no such request."""
         group = self._groups.pop(request_id, None)
         if group is None:
             return None
         group.finished = self._clock()
         for continuation in group.continuations:
             if continuation.finish_reason is None:
-                continuation.add(Update(continuation.request, finish_reason="abort"))
-        return group.group, group.to_output()
+                continuation.cut_off("abort")
+        return group.to_output()
 
     def process(self, updates: Iterable[Update]) -> list[Output]:
         """Takes updates in order; returns the requests that got a token or an end, with all they have so far."""
@@ -176,9 +190,19 @@ class OutputProcessor:
                 continue
             if update.hidden is not None:
                 told[name] = self._embedding(group, update)
-            elif self._add(group, update):
+            elif self._try_add(group, update):
                 told[name] = None
         return [self._close(name) if output is None else output for name, output in told.items()]
+
+    def _try_add(self, group: _Group, update: Update) -> bool:
+        """The same as `_add`; a tokenizer that raises ends the continuation, and nothing else."""
+        try:
+            return self._add(group, update)
+        except Exception as error:
+            group.error = describe(error)
+            group.continuations[update.request.index].cut_off("error")
+            self._on_end(update.request, "error", None)
+            return True
 
     def _add(self, group: _Group, update: Update) -> bool:
         """Takes an update; returns whether there is something to tell."""
@@ -199,7 +223,7 @@ class OutputProcessor:
         group.error = update.error or group.error
         stop = continuation.add(update)
         if stop is not None:
-            self._on_stop(update.request, stop)
+            self._on_end(update.request, "stop", stop)
         return True
 
     def _close(self, name: str) -> Output:

@@ -31,7 +31,7 @@ class CompletionOutput:
       cumulative_logprob: Sum of the tokens' log-probabilities.
       logprobs: Per generated token its own and the most likely tokens' log-probabilities; None where not asked for.
       finish_reason: "stop" (end of sequence, stop token or stop string), "length", "abort", "deadline" (it took longer
-        than it was given), "error" (a step failed), or None while it runs.
+        than it was given), "error" (a step failed, or the tokenizer did), or None while it runs.
       stop_reason: The stop string or stop token id that ended it; None for the end-of-sequence token.
     """
 

@@ -75,11 +75,11 @@ class OutputText:
 
     def finish(self, *, may_stop: bool) -> StopMatch | None:
         """Adds what the detokenizer held back and makes everything visible; that too may complete a stop string."""
-        if self._detokenizer is not None and self.match is None and not self._is_finished:
+        is_open, self._is_finished = not self._is_finished, True
+        if self._detokenizer is not None and self.match is None and is_open:
             num_seen = len(self._text)
             self._text += self._detokenizer.finish()
             self._search(num_seen, may_stop)
-        self._is_finished = True
         return self.match
 
     def _search(self, num_seen: int, may_stop: bool) -> None:
