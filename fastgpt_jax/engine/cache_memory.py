@@ -219,8 +219,10 @@ class CacheMemory:
         own = self._pool.acquire(num_more)
         self._hold(request, [*found.shared, *own])
         if found.source is not None:
-            self._caches.copy_page(found.source, own[0])
-            self.prefixes.release([found.source])
+            try:
+                self._caches.copy_page(found.source, own[0])
+            finally:
+                self.prefixes.release([found.source])
         if found.snapshot is not None:
             self._caches.write_carried(request.slot, self.prefixes.snapshot(found.snapshot))
         request.num_computed = found.num_rows
