@@ -167,16 +167,30 @@ class EngineCore:
 
     def _plan(self) -> tuple[Plan, Any] | None:
         """Chooses the next step and lays it out."""
+        admitted: list[Request] = []
         try:
             plan = self.scheduler.schedule(self._clock())
-            for request in self.scheduler.take_admitted():
+            admitted = self.scheduler.take_admitted()
+            for request in admitted:
                 self._runner.admit(request)
             return None if plan is None else (plan, self._runner.prepare(plan))
         except Exception as error:
-            # Pages are moved here, so it may be a step under way that failed; else it is nobody's but all of theirs.
-            blamed = self._in_flight[0].plan.requests if self._in_flight else tuple(self.scheduler.running)
-            self._recover(blamed or tuple(self.scheduler.waiting[:1]), error)
+            self._recover(*self._blame(error, admitted or self.scheduler.take_admitted()))
             return None
+
+    def _blame(self, error: Exception, admitted: Sequence[Request]) -> tuple[Sequence[Request], Exception]:
+        """Says whose error in planning it was, and what it was: pages are moved there, so it may be a failed step's.
+
+        Args:
+          admitted: Requests that this plan let in.
+        """
+        for step in self._in_flight:
+            try:
+                self._runner.fetch(step)
+            except Exception as failure:
+                return step.plan.requests, failure
+        newcomers = [*admitted, *(request for request in self.scheduler.waiting if request.slot is not None)]
+        return newcomers or tuple(self.scheduler.running) or tuple(self.scheduler.waiting[:1]), error
 
     def _launch(self, plan: tuple[Plan, Any] | None) -> None:
         """Gives a step to the device, and names the pages that it fills."""

@@ -7,8 +7,7 @@ with the most tokens for somebody at that cost, with what the first prompt will 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from fastgpt_jax.artifact.entry_points import Buckets
 from fastgpt_jax.engine.request import Request
@@ -90,7 +89,7 @@ class Shapes:
         self._prefill = self._allowed([Shape(chunk, rows, True) for chunk, rows in buckets.prefill], max_tokens)
         self._decode = [Shape(1, rows, Shape(1, rows, True) in self._prefill) for rows in buckets.decode]
         self._chunk_lens = sorted({shape.chunk_len for shape in self._prefill if shape.num_rows == 1})
-        self._cost_of_rest: Callable[[int], float] = functools.lru_cache(maxsize=4096)(self._compute_cost_of_rest)
+        self._costs_of_rest = [0]  # by the number of tokens left, up to the most that was asked for
 
     def _allowed(self, shapes: list[Shape], max_tokens: int | None) -> list[Shape]:
         """The shapes within a limit, and the smallest that holds a first chunk."""
@@ -169,13 +168,12 @@ class Shapes:
         cost = STEP_COST_TOKENS + filling.shape.num_tokens + self._cost_of_rest(left)
         return (filling.num_new + left) / cost
 
-    def _compute_cost_of_rest(self, num_left: int) -> float:
+    def _cost_of_rest(self, num_left: int) -> int:
         """The least that so many more tokens of one request cost, one row a step."""
-        if num_left <= 0:
-            return 0.0
-        longest = self._chunk_lens[-1]
-        if num_left > longest:
-            num_whole = (num_left - 1) // longest
-            return num_whole * (STEP_COST_TOKENS + longest) + self._cost_of_rest(num_left - num_whole * longest)
-        lens = [n for n in self._chunk_lens if n > 1 or n >= num_left]
-        return min(STEP_COST_TOKENS + n + self._cost_of_rest(num_left - n) for n in lens)
+        longest, costs = self._chunk_lens[-1], self._costs_of_rest
+        num_whole = max(num_left - 1, 0) // longest
+        rest = max(num_left, 0) - num_whole * longest
+        for total in range(len(costs), rest + 1):
+            lens = [n for n in self._chunk_lens if n > 1 or n >= total]
+            costs.append(min(STEP_COST_TOKENS + n + costs[max(total - n, 0)] for n in lens))
+        return num_whole * (STEP_COST_TOKENS + longest) + costs[rest]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from fastgpt_jax.artifact.entry_points import Buckets
 from fastgpt_jax.engine.outputs import RequestOutput
+from fastgpt_jax.engine.shapes import Shapes
 from tests.engine.fake import CharTokenizer, continue_greedily
 from tests.engine.test_scheduling import finish, greedy, make_engine
 
@@ -55,3 +57,45 @@ def test_what_no_tokenizer_reads_can_be_aborted():
     )
     assert engine.stats().num_running == 0 and engine.stats().kv_cache_usage == 0
     engine.check_integrity()
+
+
+def test_what_a_long_prompt_costs_is_known_whatever_the_buckets():
+    shapes = Shapes(Buckets(((16, 1), (4096, 1)), (1,)), is_ragged=True, min_first_chunk=1)
+    assert shapes._cost_of_rest(4095) == 64 + 4096 and shapes._cost_of_rest(40) == 3 * (64 + 16)
+    assert shapes._cost_of_rest(2 * 4096 + 16) == 2 * (64 + 4096) + 64 + 16
+
+
+def test_an_error_in_planning_ends_who_has_just_come(monkeypatch):
+    engine = make_engine()
+    engine.add_request("short", [1, 2, 3], greedy(8))
+    engine.step()
+    engine.step()
+    choose = Shapes.choose
+
+    def refuse(shapes, decodes, prompts, **needs):
+        if any(item.request.group.request_id == "long" for item in prompts):
+            raise ValueError("too long")
+        return choose(shapes, decodes, prompts, **needs)
+
+    monkeypatch.setattr(Shapes, "choose", refuse)
+    engine.add_request("long", [4] * 9, greedy(4))
+    done = finish(engine)
+    assert done["long"].error == "ValueError: too long"
+    assert done["short"].error is None and done["short"].outputs[0].token_ids == continue_greedily([1, 2, 3], 8)
+    assert engine.stats().num_failed_steps == 1
+
+
+def test_a_copy_that_fails_leaves_no_page_behind(monkeypatch):
+    engine = make_engine(fields={"num_pages": 6})
+    prompt = list(range(8))
+    engine.add_request("first", prompt, greedy(2))
+    finish(engine)
+
+    def fail(state, sources, targets):
+        monkeypatch.undo()
+        raise RuntimeError("the copy failed")
+
+    monkeypatch.setattr(engine.compiled, "copy_pages", fail)
+    engine.add_request("second", prompt, greedy(2))
+    assert finish(engine)["second"].error == "RuntimeError: the copy failed"
+    assert engine.stats().kv_cache_usage == 0
