@@ -131,10 +131,10 @@ def _prewarm(engine: LLMEngine, log: Path, settings: ServerSettings) -> None:
     """Each tenant has a part of the prefix cache, and each finds its prompts there."""
     source = getattr(engine.compiled, "chat_template", None)
     names = {name: getattr(engine.tokenizer, name, None) for name in ("bos_token", "eos_token")}
-    render = None if source is None else ChatTemplate(source, **names).render
+    template = None if source is None else ChatTemplate(source, **names)
     tenants = Keys(settings.api_keys).tenants
     salts = [f"{tenant}/" for tenant in tenants] if len(tenants) > 1 else [""]
-    done = prewarm(engine, log, render=render, salts=salts)
+    done = prewarm(engine, log, template=template, salts=salts)
     _log.info("prewarmed", extra={**dataclasses.asdict(done), "num_tenants": len(salts)})
 
 

@@ -12,17 +12,23 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastgpt_jax.engine.prompts import encode_prompt
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling.params import SamplingParams
+from fastgpt_jax.serving.body import validate
+from fastgpt_jax.serving.errors import ApiError
+from fastgpt_jax.serving.prompts import encode_turns
+from fastgpt_jax.serving.protocol_chat import ChatRequest
+from fastgpt_jax.tokenizer.chat_template import ChatTemplate
 
 SHARE = 0.9
 """Of the prompts of the log, repetitions included, that are to find their prefix."""
-Render = Callable[[Sequence[Any]], str]
+_CHAT = ("messages", "add_generation_prompt", "chat_template_kwargs")
+"""Fields that make the prompt of a chat."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +41,18 @@ class Prewarmed:
     share: float
 
 
-def prewarm(engine: Any, log: Path, *, render: Render | None = None, salts: Sequence[str] = ("",)) -> Prewarmed:
+def prewarm(engine: Any, log: Path, *, template: ChatTemplate | None = None, salts: Sequence[str] = ("",)) -> Prewarmed:
     """Runs the most frequent prompts of a log.
 
     Args:
       engine: An `LLMEngine` that has nothing to do.
-      render: Makes a prompt of a chat's messages; None where the model has no chat template.
+      template: Makes prompts of chats, as `/v1/chat/completions` does; None where the model has none.
       salts: Each has a part of the prefix cache of its own.
 
     Raises:
       UserError: The log cannot be read, or a line is no prompt that the model takes.
     """
-    counted = Counter(_read(engine, log, render))
+    counted = Counter(_read(engine, log, template))
     total = sum(counted.values())
     layout, chosen, num_tokens, num_seen = engine.compiled.layout, [], 0, 0
     room = getattr(layout, "num_pages", engine.compiled.max_num_seqs) * layout.page_size
@@ -70,7 +76,7 @@ def _run(engine: Any, prompts: Sequence[tuple[int, ...]], salt: str) -> None:
             engine.step()
 
 
-def _read(engine: Any, log: Path, render: Render | None) -> Iterator[tuple[int, ...]]:
+def _read(engine: Any, log: Path, template: ChatTemplate | None) -> Iterator[tuple[int, ...]]:
     """Yields the prompts as token ids."""
     params = SamplingParams(max_tokens=1, temperature=0)
     for number, line in enumerate(_lines(log), start=1):
@@ -78,10 +84,10 @@ def _read(engine: Any, log: Path, render: Render | None) -> Iterator[tuple[int, 
             continue
         try:
             fields = json.loads(line)
-            prompt = _prompt(fields.get("body", fields) if isinstance(fields, dict) else fields, render)
-            _, token_ids = encode_prompt(prompt, engine.tokenizer)
+            fields = fields.get("body", fields) if isinstance(fields, dict) else fields
+            _, token_ids = _encode(fields, engine.tokenizer, template)
             engine.check_request({"prompt_token_ids": token_ids}, params)
-        except (UserError, json.JSONDecodeError) as error:
+        except (UserError, ApiError, json.JSONDecodeError) as error:
             raise UserError(f"{log}, line {number}: {error}") from error
         yield tuple(token_ids)
 
@@ -96,11 +102,12 @@ def _lines(log: Path) -> Iterator[str]:
         raise UserError(f"--prewarm {log} is no UTF-8 text: {error}") from error
 
 
-def _prompt(fields: Any, render: Render | None) -> Any:
+def _encode(fields: Any, tokenizer: Any, template: ChatTemplate | None) -> tuple[str | None, list[int]]:
     if not isinstance(fields, dict) or not ("prompt" in fields or "messages" in fields):
         raise UserError("a line must be a JSON object with prompt, messages or body")
     if "prompt" in fields:
-        return fields["prompt"]
-    if render is None:
+        return encode_prompt(fields["prompt"], tokenizer)
+    if template is None or tokenizer is None:
         raise UserError("the model has no chat template, so that messages are no prompt; give prompt")
-    return render(fields["messages"])
+    chat = validate(ChatRequest, {name: fields[name] for name in _CHAT if name in fields}, {})
+    return encode_turns(template, tokenizer, chat.messages, chat.add_generation_prompt, chat.chat_template_kwargs)

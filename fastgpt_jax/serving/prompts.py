@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 from fastgpt_jax.serving.errors import ApiError
 from fastgpt_jax.serving.limits import check_vocabulary
+from fastgpt_jax.serving.protocol_chat import Message
 from fastgpt_jax.serving.sampling_request import named_error
 from fastgpt_jax.serving.state import Server
 from fastgpt_jax.tokenizer.chat_prompt import encode_chat
+from fastgpt_jax.tokenizer.chat_template import ChatTemplate
 
 SHORT_CHARS = 2048
 Result = TypeVar("Result")
@@ -51,7 +53,7 @@ async def encode_prompts(
 
 
 async def encode_messages(
-    server: Server, messages: Sequence[Any], *, add_generation_prompt: bool, variables: Mapping[str, Any]
+    server: Server, messages: Sequence[Message], *, add_generation_prompt: bool, variables: Mapping[str, Any]
 ) -> Encoded:
     """The prompt that the model's template makes of a conversation."""
     template, tokenizer = server.template, server.llm.tokenizer
@@ -61,16 +63,11 @@ async def encode_messages(
             "the model has no chat template; use /v1/completions, or serve a model that has one",
             "messages",
         )
-    turns = [
-        {"role": "system" if turn.role == "developer" else turn.role, "content": turn.content}
-        | ({} if turn.name is None else {"name": turn.name})
-        for turn in messages
-    ]
 
     def encode() -> Encoded:
-        return encode_chat(template, tokenizer, turns, add_generation_prompt=add_generation_prompt, variables=variables)
+        return encode_turns(template, tokenizer, messages, add_generation_prompt, variables)
 
-    num_chars = sum(len(turn["content"]) for turn in turns)
+    num_chars = sum(len(turn.content) for turn in messages)
     try:
         text, token_ids = await _aside(num_chars, lambda: named_error(encode, {}))
     except ApiError as error:
@@ -78,6 +75,22 @@ async def encode_messages(
     if not token_ids:
         raise ApiError("invalid_value", "the messages make an empty prompt", "messages")
     return text, token_ids
+
+
+def encode_turns(
+    template: ChatTemplate,
+    tokenizer: Any,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    variables: Mapping[str, Any],
+) -> Encoded:
+    """The same, at once."""
+    turns = [
+        {"role": "system" if turn.role == "developer" else turn.role, "content": turn.content}
+        | ({} if turn.name is None else {"name": turn.name})
+        for turn in messages
+    ]
+    return encode_chat(template, tokenizer, turns, add_generation_prompt=add_generation_prompt, variables=variables)
 
 
 async def _aside(num_chars: int, work: Callable[[], Result]) -> Result:

@@ -6,9 +6,12 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from starlette.testclient import TestClient
 
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.serving.prewarm import prewarm
+from fastgpt_jax.tokenizer.chat_template import ChatTemplate
+from tests.serving.fake_llm import CHATML, make_server
 from tests.serving.scripted_engine import ScriptedEngine
 
 
@@ -49,10 +52,23 @@ def test_no_more_than_the_pages_hold(tmp_path):
 def test_text_and_chats(tmp_path):
     engine = Recording()
     log = write(tmp_path, {"prompt": "ab"}, {"messages": [{"role": "user", "content": "c"}]})
-    prewarm(engine, log, render=lambda messages: f"<{messages[0]['content']}>")
+    prewarm(engine, log, template=ChatTemplate("<{{ messages[0].content }}>"))
     assert {ids for ids, _ in engine.ran} == {tuple(engine.tokenizer.encode(text)) for text in ("ab", "<c>")}
     with pytest.raises(UserError, match="line 2: the model has no chat template"):
         prewarm(Recording(), log)
+
+
+def test_a_chat_has_the_tokens_that_it_has_when_it_is_asked(tmp_path):
+    chat = {
+        "messages": [{"role": "developer", "content": [{"type": "text", "text": "<|end|>"}]}],
+        "add_generation_prompt": False,
+    }
+    llm, app = make_server()
+    assert TestClient(app).post("/v1/chat/completions", json=chat).status_code == 200
+    engine = Recording()
+    engine.tokenizer = llm.tokenizer
+    prewarm(engine, write(tmp_path, {"body": {**chat, "max_tokens": 3}}), template=ChatTemplate(CHATML))
+    assert engine.ran[0][0] == tuple(llm.asked[0].ids)
 
 
 @pytest.mark.parametrize(
