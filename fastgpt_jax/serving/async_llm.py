@@ -354,9 +354,8 @@ class AsyncLLM:
     # What follows runs on the engine's thread.
 
     def _add(self, request_id: str, prompt: dict[str, Any], params: Any, options: dict[str, Any]) -> None:
-        asked = {name: value for name, value in options.items() if value not in (0, None, "")}
         try:
-            self._engine.add_request(request_id, prompt, params, **asked)
+            self._engine.add_request(request_id, prompt, params, **options)
         except UserError as error:
             self._send({request_id: error})
             return

@@ -196,9 +196,11 @@ def test_options_reach_the_engine_and_the_time_to_tokenise_counts():
     async def body():
         async with serving(engine) as llm:
             await collect(llm, priority=3, deadline_s=5.0, cache_salt="tenant")
+            assert (seen["priority"], seen["cache_salt"]) == (3, "tenant") and 4.0 < seen["deadline_s"] < 5.0
+            await collect(llm, deadline_s=1e-9)
+            assert seen["deadline_s"] == 0.0, "a time that is up is not no time"
 
     asyncio.run(body())
-    assert (seen["priority"], seen["cache_salt"]) == (3, "tenant") and 4.0 < seen["deadline_s"] < 5.0
 
 
 def test_a_failing_step_fails_its_requests_and_not_the_server():
