@@ -34,7 +34,7 @@ LIMITS: Mapping[str, str] = MappingProxyType(
         "max_logit_bias": "Most entries of logit_bias.",
         "max_messages": "Most messages of a chat.",
         "max_json_depth": "Deepest nesting of a body.",
-        "max_schema_bytes": "Largest JSON schema, regular expression or grammar.",
+        "max_schema_bytes": "Largest JSON schema, regular expression or grammar; 65536 at most.",
         "max_request_id_chars": "Longest request id that a client may choose.",
         "max_queue_len": "Sequences that may wait for a place; one more is refused with 429.",
         "max_queued_tokens": "Prompt tokens that may wait for their first answer.",

@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 
 from fastgpt_jax.errors import UserError
+from fastgpt_jax.sampling.structured_params import MAX_SCHEMA_BYTES
 
 LOG_FORMATS = ("json", "text")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -36,7 +37,7 @@ class ServerSettings:
       max_logit_bias: Most entries of `logit_bias`.
       max_messages: Most messages of a chat.
       max_json_depth: Deepest nesting of a body.
-      max_schema_bytes: Largest JSON schema, regular expression or grammar.
+      max_schema_bytes: Largest JSON schema, regular expression or grammar; 64 KiB is all that is ever read.
       max_request_id_chars: Longest request id that a client may choose.
 
       max_queue_len: Sequences that may wait while `max_num_seqs` others run; one more is refused with 429.
@@ -73,7 +74,7 @@ class ServerSettings:
     max_logit_bias: int = 300
     max_messages: int = 1024
     max_json_depth: int = 64
-    max_schema_bytes: int = 256 * 2**10
+    max_schema_bytes: int = MAX_SCHEMA_BYTES
     max_request_id_chars: int = 128
 
     max_queue_len: int = 256
@@ -99,6 +100,7 @@ class ServerSettings:
             _check_range(name, getattr(self, name), 0)
         for name in _COUNTS:
             _check_range(name, getattr(self, name), 1)
+        _check_range("max_schema_bytes", self.max_schema_bytes, 1, MAX_SCHEMA_BYTES)
         for name in _SECONDS:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -130,7 +132,6 @@ _COUNTS = (
     "max_logit_bias",
     "max_messages",
     "max_json_depth",
-    "max_schema_bytes",
     "max_request_id_chars",
     "max_queued_tokens",
 )
