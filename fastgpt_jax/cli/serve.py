@@ -94,7 +94,9 @@ def load(options: ModelOptions, settings: ServerSettings) -> Served:
         if not is_artifact(folder):
             folder = find_or_compile(options.model, _compile_options(options), options.cache_folder)
             engine_options = dict(options.engine)
-        engine = LLMEngine.from_engine_args(make_engine_args(str(folder), engine_options))
+        engine = LLMEngine.from_engine_args(
+            make_engine_args(str(folder), engine_options), grammar_timeout_s=settings.grammar_timeout_s
+        )
         if isinstance(engine.compiled, ServedArtifact):
             _load_all(engine.compiled)
         if options.prewarm is not None:

@@ -28,7 +28,7 @@ from fastgpt_jax.engine.stats import EngineStats
 from fastgpt_jax.engine.updates import Update
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling.params import SamplingParams
-from fastgpt_jax.sampling.structured import StructuredCompiler, StructuredOutput
+from fastgpt_jax.sampling.structured import DEADLINE_S, StructuredCompiler, StructuredOutput
 
 MAX_NAP_S = 0.001
 """Longest that a step sleeps where it waits for more requests to begin with."""
@@ -48,6 +48,7 @@ class LLMEngine:
         seed: int = 0,
         options: CoreOptions = CoreOptions(),
         num_workers: int = 0,
+        grammar_timeout_s: float = DEADLINE_S,
         clock: Callable[[], float] = time.monotonic,
     ):
         """Makes an engine of a compiled model.
@@ -55,6 +56,7 @@ class LLMEngine:
         Args:
           seed: Decides the draws of requests that bring no seed, by their order of arrival.
           num_workers: Threads that turn text into ids where there are many prompts; 0 uses the caller's.
+          grammar_timeout_s: Longest that the form of a text may compile.
           clock: Seconds that only grow.
         """
         if compiled.buckets.chunk_lens[-1] < compiled.min_first_chunk:
@@ -69,13 +71,21 @@ class LLMEngine:
         self._num_added = self._num_seeds = 0
         self._processor = OutputProcessor(self.tokenizer, self.core.stop, clock)
         self._offline = Offline(self)
-        self._forms = StructuredCompiler(self.tokenizer, compiled.vocab_size, end_ids(compiled))
+        self.forms = StructuredCompiler(
+            self.tokenizer, compiled.vocab_size, end_ids(compiled), deadline_s=grammar_timeout_s
+        )
         self._workers = ThreadPoolExecutor(num_workers, "tokeniser") if num_workers else None
 
     @classmethod
-    def from_engine_args(cls, args: EngineArgs) -> LLMEngine:
+    def from_engine_args(cls, args: EngineArgs, *, grammar_timeout_s: float = DEADLINE_S) -> LLMEngine:
         """Compiles what `args.model` names, if it is not compiled already."""
-        return cls(resolve_model(args), seed=args.seed, options=args.core_options, num_workers=args.num_workers)
+        return cls(
+            resolve_model(args),
+            seed=args.seed,
+            options=args.core_options,
+            num_workers=args.num_workers,
+            grammar_timeout_s=grammar_timeout_s,
+        )
 
     @property
     def tokenizer(self) -> Any:
@@ -98,14 +108,20 @@ class LLMEngine:
         """Returns counts and gauges as they are now."""
         return self.core.stats()
 
-    def check_request(self, prompt: Prompt, params: SamplingParams | PoolingParams) -> tuple[str | None, list[int]]:
-        """Returns a prompt's text and ids; raises UserError where the request could not be run. Any thread may ask."""
+    def check_request(
+        self, prompt: Prompt, params: SamplingParams | PoolingParams, *, compiles: bool = True
+    ) -> tuple[str | None, list[int]]:
+        """Returns a prompt's text and ids; raises UserError where the request could not be run. Any thread may ask.
+
+        Args:
+          compiles: Whether the form that the text must have, if any, is compiled as well, which may take long.
+        """
         check_params(params, self.compiled)
         text, token_ids = encode_prompt(prompt, self.tokenizer)
         check_prompt(token_ids, self.compiled)
         form = getattr(params, "structured_outputs", None)
-        if form is not None:
-            self._forms.compile(form)
+        if form is not None and compiles:
+            self.forms.compile(form)
         return text, token_ids
 
     def check_requests(
@@ -222,7 +238,7 @@ class LLMEngine:
     def _start_form(self, params: SamplingParams | PoolingParams) -> StructuredOutput | None:
         """Returns the beginning of the form that a text must have, if it must have any."""
         form = getattr(params, "structured_outputs", None)
-        return None if form is None else StructuredOutput(form, self._forms)
+        return None if form is None else StructuredOutput(form, self.forms)
 
     def _seed_of(self, params: SamplingParams | PoolingParams) -> int:
         """Returns a request's seed, or one that the engine's and the number of requests before this one decide."""

@@ -79,7 +79,7 @@ class StructuredCompiler:
         self.eos_ids = frozenset(token_id for token_id in eos_ids if token_id < vocab_size)
         self._tokenizer = tokenizer
         self._max_cached = max_cached
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
         self._lock, self._reading = threading.Lock(), threading.Lock()
         self._made: OrderedDict[StructuredOutputsParams, Any] = OrderedDict()
         self._pool = ThreadPoolExecutor(NUM_COMPILERS, "structured-outputs")
@@ -117,18 +117,18 @@ class StructuredCompiler:
         if matcher is not None:
             return matcher
         self.prepare()  # outside the deadline: it is no request's fault
-        if not self._free.acquire(timeout=self._deadline_s):
+        if not self._free.acquire(timeout=self.deadline_s):
             raise CompilersBusy(
-                f"structured_outputs.{params.kind} waited {self._deadline_s:g} s for other forms to compile; "
+                f"structured_outputs.{params.kind} waited {self.deadline_s:g} s for other forms to compile; "
                 "try again later",
-                math.ceil(self._deadline_s),
+                math.ceil(self.deadline_s),
             )
         future: Future[Any] = self._pool.submit(self._keep, params)
         try:
-            return future.result(self._deadline_s)
+            return future.result(self.deadline_s)
         except DeadlineError:
             raise UserError(
-                f"structured_outputs.{params.kind} took longer than {self._deadline_s:g} s to compile; simplify it"
+                f"structured_outputs.{params.kind} took longer than {self.deadline_s:g} s to compile; simplify it"
             ) from None
 
     def _kept(self, params: StructuredOutputsParams) -> Any:

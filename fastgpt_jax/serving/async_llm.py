@@ -13,9 +13,9 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from fastgpt_jax.engine.outputs import EmbeddingOutput, RequestOutput
 from fastgpt_jax.engine.pooling import PoolingParams
@@ -24,12 +24,14 @@ from fastgpt_jax.errors import UserError
 from fastgpt_jax.serving.admission import Admission
 from fastgpt_jax.serving.async_llm_mail import Observer, Stream, aborted, dead, failure, mean_length
 from fastgpt_jax.serving.engine_thread import EngineThread, StepRecord
+from fastgpt_jax.serving.forms import Forms
 from fastgpt_jax.serving.unavailable import Aborted, Draining, EngineDead, Overloaded, StepFailed
 
 __all__ = ["Aborted", "AsyncLLM", "Draining", "EngineDead", "Overloaded", "StepFailed"]
 
 _log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
 NUM_TOKENISERS = 2
 POLL_S = 0.02
 """How often a drain looks whether all is done."""
@@ -74,6 +76,7 @@ class AsyncLLM:
         self._is_draining = False
         self._death: BaseException | None = None
         self._tokenisers = ThreadPoolExecutor(num_tokenisers, thread_name_prefix="tokeniser")
+        self._forms = Forms(engine)
         self._thread = EngineThread(
             engine, on_step=self._on_step, on_failed_step=self._on_failed_step, on_death=self._on_death
         )
@@ -215,6 +218,10 @@ class AsyncLLM:
         finally:
             self._admission.remove(room)
 
+    async def aside(self, work: Callable[[], Result]) -> Result:
+        """Does what takes a while on one of the threads that make tokens of text; others are answered meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenisers, work)
+
     async def _with_ids(self, prompt: Any) -> Mapping[str, Any]:
         """A prompt whose length is known."""
         if isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
@@ -223,8 +230,13 @@ class AsyncLLM:
 
     async def _check(self, prompt: Any, params: Any) -> dict[str, Any]:
         """Checks a request off the loop; returns its prompt's text and ids."""
-        check = functools.partial(self._engine.check_request, prompt, params)
-        text, token_ids = await asyncio.get_running_loop().run_in_executor(self._tokenisers, check)
+        text, token_ids = await self.aside(
+            functools.partial(self._engine.check_request, prompt, params, compiles=False)
+        )
+        form = getattr(params, "structured_outputs", None)
+        if form is not None:
+            with self._counting_refusals():
+                await self._forms.compile(form)
         return {"prompt": text, "prompt_token_ids": token_ids}
 
     async def _run(
@@ -275,6 +287,7 @@ class AsyncLLM:
             stream.put(Draining("the server is shutting down"))
         await asyncio.to_thread(self._thread.close)
         self._tokenisers.shutdown(wait=False, cancel_futures=True)
+        self._forms.close()
 
     def _check_available(self) -> None:
         if self._is_draining:

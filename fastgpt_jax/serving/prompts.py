@@ -6,7 +6,6 @@ megabyte of text delays nobody's health check.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -44,7 +43,7 @@ async def encode_prompts(
             for prompt in prompts
         ]
 
-    encoded = await _aside(sum(map(len, texts)), encode_all)
+    encoded = await _aside(server, sum(map(len, texts)), encode_all)
     for _, token_ids in encoded:
         if not token_ids and not may_be_empty:
             raise ApiError("invalid_value", f"{param} is empty; give some text", param)
@@ -69,7 +68,7 @@ async def encode_messages(
 
     num_chars = sum(len(turn.content) for turn in messages)
     try:
-        text, token_ids = await _aside(num_chars, lambda: named_error(encode, {}))
+        text, token_ids = await _aside(server, num_chars, lambda: named_error(encode, {}))
     except ApiError as error:
         raise ApiError("chat_template_refused", error.message, "messages") from None
     if not token_ids:
@@ -93,8 +92,8 @@ def encode_turns(
     return encode_chat(template, tokenizer, turns, add_generation_prompt=add_generation_prompt, variables=variables)
 
 
-async def _aside(num_chars: int, work: Callable[[], Result]) -> Result:
-    return work() if num_chars <= SHORT_CHARS else await asyncio.to_thread(work)
+async def _aside(server: Server, num_chars: int, work: Callable[[], Result]) -> Result:
+    return work() if num_chars <= SHORT_CHARS else await server.llm.aside(work)
 
 
 def _encode(tokenizer: Any, text: str, options: Mapping[str, bool]) -> list[int]:

@@ -64,6 +64,9 @@ class FakeLLM:
     def room(self, num_sequences, num_tokens):
         return contextlib.nullcontext()
 
+    async def aside(self, work):
+        return await asyncio.to_thread(work)
+
     async def generate(self, request_id, prompt, params, *, priority=0, deadline_s=None, cache_salt="", room=None):
         ids = prompt["prompt_token_ids"]
         self.asked.append(

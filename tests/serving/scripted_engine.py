@@ -57,7 +57,7 @@ class ScriptedEngine:
         self.num_steps = self.prompt_tokens = self.generation_tokens = self.num_compiles = 0
         self.threads: set[int] = set()
 
-    def check_request(self, prompt, params):
+    def check_request(self, prompt, params, *, compiles=True):
         ids = prompt["prompt_token_ids"] if isinstance(prompt, dict) else prompt
         text = ids if isinstance(ids, str) else None
         ids = self.tokenizer.encode(ids) if isinstance(ids, str) else list(ids)

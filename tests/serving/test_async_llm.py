@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from fastgpt_jax.engine.engine import LLMEngine
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling.params import SamplingParams
-from fastgpt_jax.serving import engine_thread, running
+from fastgpt_jax.sampling.structured import CompilersBusy
+from fastgpt_jax.serving import engine_thread, forms, running
 from fastgpt_jax.serving.admission import Admission
 from fastgpt_jax.serving.async_llm import Aborted, AsyncLLM, Draining, EngineDead, Overloaded, StepFailed
+from fastgpt_jax.serving.prompts import encode_prompts
 from fastgpt_jax.serving.running import Job
 from tests.engine.fake import FakeCompiled, continue_greedily
 from tests.serving.scripted_engine import ScriptedEngine
@@ -201,6 +204,64 @@ def test_options_reach_the_engine_and_the_time_to_tokenise_counts():
             assert seen["deadline_s"] == 0.0, "a time that is up is not no time"
 
     asyncio.run(body())
+
+
+def test_text_is_made_tokens_by_so_many_threads_as_were_asked_for():
+    threads = set()
+
+    async def body():
+        llm = AsyncLLM(ScriptedEngine(), max_queue_len=10, max_queued_tokens=100, num_tokenisers=1)
+        llm.tokenizer.encode = lambda text: threads.add(threading.current_thread().name) or [1]
+        server = SimpleNamespace(llm=llm)
+        await asyncio.gather(*(encode_prompts(server, "prompt", ["a" * 3000]) for _ in range(8)))
+        await llm.close()
+
+    asyncio.run(body())
+    assert threads == {"tokeniser_0"}
+
+
+class SlowForms:
+    """Compiles when it is told to; remembers what it was asked."""
+
+    def __init__(self):
+        self.asked, self.made, self.goes_on = [], set(), threading.Event()
+
+    def is_compiled(self, form):
+        return form in self.made
+
+    def compile(self, form):
+        self.asked.append(form)
+        self.goes_on.wait(10)
+        if "b" in form.choice:
+            raise CompilersBusy("all at work", 7)
+        self.made.add(form)
+
+
+def test_forms_that_compile_hold_up_no_other_request(monkeypatch):
+    monkeypatch.setattr(forms, "MAX_COMPILING", 2)
+    engine = ScriptedEngine()
+    engine.forms = SlowForms()
+
+    async def ask(llm, index, text):
+        params = SamplingParams(max_tokens=2, structured_outputs={"choice": [text]})
+        return [output async for output in llm.generate(f"{text}{index}", [1], params)][-1].finished
+
+    async def body():
+        async with serving(engine) as llm:
+            tasks = [asyncio.create_task(ask(llm, index, "ab"[index // 3])) for index in range(6)]
+            await until(lambda: len(engine.forms.asked) == 2)
+            assert len(await asyncio.wait_for(collect(llm), 5)) >= 1
+            with pytest.raises(Overloaded, match="2 forms of text compile"):
+                await ask(llm, 0, "c")
+            tasks[0].cancel()
+            engine.forms.goes_on.set()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            assert await ask(llm, 9, "a") and len(engine.forms.asked) == 2
+            return llm.num_refused["overloaded"], outcomes
+
+    num_refused, outcomes = asyncio.run(body())
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError, bool, bool] + [Overloaded] * 3
+    assert outcomes[5].retry_after_s == 7 and num_refused == 4
 
 
 def test_a_failing_step_fails_its_requests_and_not_the_server():

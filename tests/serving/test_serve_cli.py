@@ -17,14 +17,17 @@ import pytest
 
 from fastgpt_jax.artifact.manifest import MANIFEST
 from fastgpt_jax.cli import compile as compile_tool
+from fastgpt_jax.cli import serve
 from fastgpt_jax.cli.main import main
 from fastgpt_jax.cli.serve_artifact import find_or_compile
 from fastgpt_jax.cli.serve_config import read_serve_config
 from fastgpt_jax.cli.serve_flags import LIMITS, apply_config, make_flags, make_model_options, make_settings
 from fastgpt_jax.engine.args import EngineArgs
+from fastgpt_jax.engine.engine import LLMEngine
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.serving.settings import ServerSettings
 from tests.artifact.built import build
+from tests.engine.fake import FakeCompiled
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -97,6 +100,19 @@ def test_every_limit_has_its_flag():
     )
 
 
+def test_the_time_of_a_grammar_reaches_its_compiler(monkeypatch):
+    def make_engine(args, **options):
+        assert LLMEngine(FakeCompiled(), **options).forms.deadline_s == 1.5
+        raise UserError("seen")
+
+    monkeypatch.setattr(serve, "is_artifact", lambda folder: True)
+    monkeypatch.setattr(serve, "make_engine_args", lambda *given: None)
+    monkeypatch.setattr(LLMEngine, "from_engine_args", make_engine)
+    flags = parse("--grammar_timeout_s=1.5")
+    with pytest.raises(UserError, match="seen"):
+        serve.load(make_model_options(flags), make_settings(flags, "m"))
+
+
 def test_flags_of_the_engine():
     engine = make_model_options(parse("--swap_to_cpu", "--min_batch=2")).engine
     assert engine == {"min_batch": 2, "swap_space": 4 * 2**30}
@@ -116,6 +132,7 @@ def test_flags_of_the_engine():
         (["--model=/nowhere"], "there is no model /nowhere"),
         ([], "--model must be given"),
         (["--model=m", "--port=70000"], "port must be between 0 and 65535"),
+        (["--model=m", "--max_schema_bytes=65537"], "max_schema_bytes must be between 1 and 65536"),
         (["--model=m", "--max_n=0"], "max_n must be at least 1"),
         (["--model=m", "--request_timeout_s=nan"], "request_timeout_s must be a finite number"),
         (["--model=m", "--ssl_certfile=x"], "go together"),
