@@ -332,7 +332,8 @@ def test_the_doctor_checks_bytes_environment_and_fingerprint(folder):
 @pytest.mark.slow
 def test_what_is_compiled_already_is_found(folder, capsys):
     assert tool.main(arguments(folder, "out")) == 0
-    assert "6 programs found compiled" in capsys.readouterr().out
+    num_programs = len(read_manifest(folder / "out").programs)
+    assert num_programs > 5 and f"{num_programs} programs found compiled" in capsys.readouterr().out
 
 
 @pytest.fixture
