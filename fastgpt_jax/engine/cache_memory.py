@@ -89,9 +89,10 @@ class CacheMemory:
         """Pages that so many rows take."""
         return -(-num_rows // self.page_size)
 
-    def num_own(self, request: Request) -> int:
-        """Pages that would be free without a request."""
-        return sum(self._pool.counts[page] == 1 for page in request.pages)
+    def num_held_only_by(self, requests: Iterable[Request]) -> int:
+        """Pages that would be free without these requests."""
+        references = Counter(page for request in requests for page in request.pages)
+        return sum(self._pool.counts[page] == count for page, count in references.items())
 
     def admit(self, request: Request, num_spare: int) -> bool:
         """Gives a request a slot and the pages of all rows that its next token needs, if there are enough.
@@ -273,7 +274,7 @@ class CacheMemory:
         request.snapshot_key = key if request.num_computed > request.num_prompt else None
 
     def _saved_bytes(self, request: Request) -> int:
-        return self.num_pages(request.num_computed) * self._caches.bytes_per_page + self._caches.bytes_per_slot
+        return self._caches.saved_bytes(self.num_pages(request.num_computed))
 
     def _forget_saved(self, request: Request) -> None:
         request.saved = None

@@ -49,13 +49,10 @@ class DeviceCaches:
         """Whether requests carry values besides the rows in pages."""
         return self._has_carried
 
-    @property
-    def bytes_per_page(self) -> int:
-        return self._layout.bytes_per_page
-
-    @property
-    def bytes_per_slot(self) -> int:
-        return self._layout.bytes_per_request
+    def saved_bytes(self, num_pages: int) -> int:
+        """What `save` takes of the host: whole transfers, the last of which may be of fewer pages."""
+        size = self._layout.transfer_pages
+        return -(-num_pages // size) * size * self._layout.bytes_per_page + self._layout.bytes_per_request
 
     def reset(self) -> None:
         """Begins anew with empty caches; what the state held is lost."""

@@ -162,7 +162,7 @@ class Scheduler:
         if self._try(request):
             return True
         lower = [other for other in self.running if other.order[0] > request.order[0]]
-        num_pages = self.memory.num_free_pages + sum(self.memory.num_own(other) for other in lower)
+        num_pages = self.memory.num_free_pages + self.memory.num_held_only_by(lower)
         if not lower or num_pages < self.memory.num_pages(request.num_wanted) + len(self.running) - len(lower):
             return False
         while lower:

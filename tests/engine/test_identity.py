@@ -158,3 +158,17 @@ def test_a_carried_program_goes_on_from_snapshots_alone():
         cached.append(output.metrics.num_cached_tokens)
     # The third prompt's snapshot takes the place of the only one there may be.
     assert cached == [0, 8, 0, 0]
+
+
+def test_rows_on_the_host_take_no_more_than_they_may():
+    engine = make_engine({"page_size": 2}, swap_bytes=64)
+    for name in ("x", "y"):
+        engine.add_request(name, [1, 2], SamplingParams(temperature=0, max_tokens=8))
+    engine.step()
+    engine.step()
+    for request in list(engine.core.scheduler.running):
+        engine.core.preempt(request, "swap")
+    saved = [request.saved for request in engine.core.scheduler.waiting if request.saved is not None]
+    num_bytes = sum(array.nbytes for one in saved for group in one.pages for array in group)
+    assert len(saved) == 1 and num_bytes <= 64
+    assert {name: len(tokens[0]) for name, tokens in finish(engine).items()} == {"x": 8, "y": 8}

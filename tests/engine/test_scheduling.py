@@ -343,3 +343,14 @@ def test_shapes_prefer_one_wide_step_to_many_and_leave_out_what_is_too_wide():
     assert shapes.max_tokens == 64
     assert shapes._cost_of_rest(60) == 128 and shapes._cost_of_rest(16) == 80 and shapes._cost_of_rest(0) == 0
     assert shapes._cost_of_rest(1_000_000) > 1_000_000
+
+
+def test_pages_that_lower_requests_share_are_had_by_putting_all_of_them_out():
+    engine = make_engine(fields={"max_model_len": 128, "page_size": 16, "num_pages": 10})
+    engine.add_request("low", [k % 32 for k in range(81)], greedy(14, n=2), priority=5)
+    for _ in range(14):
+        engine.step()
+    engine.add_request("high", [k % 32 for k in range(1, 86)], greedy(2))
+    done = finish(engine)
+    assert list(done) == ["high", "low"] and engine.stats().num_preemptions == 2
+    assert done["low"].outputs[1].token_ids == continue_greedily([k % 32 for k in range(81)], 14)
