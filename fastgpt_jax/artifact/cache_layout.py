@@ -7,6 +7,8 @@ from typing import Literal
 
 MAX_TRANSFER_PAGES = 8
 """Pages that one call moves: enough to be worth a call, few enough to cost little where a single one is copied."""
+SNAPSHOTS_PER_REQUEST = 2
+"""Copies of windows and carried values that are kept for prompts to come, for each request that may run."""
 
 
 @dataclass(frozen=True)

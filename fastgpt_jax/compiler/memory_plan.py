@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from fastgpt_jax.artifact.cache_layout import SNAPSHOTS_PER_REQUEST
 from fastgpt_jax.artifact.device_memory import device_memory_bytes
 from fastgpt_jax.artifact.entry_points import Buckets, EntryPointKey
 from fastgpt_jax.artifact.manifest import EntryPointRecord
@@ -40,6 +41,7 @@ class MemoryPlan:
       temporary_bytes: What the largest entry point takes besides, its inputs included; 0 before that is known.
       page_bytes: Of a page in all pools.
       request_pages: Pages of a request of full length.
+      snapshot_bytes: Of copies of windows and carried values that are kept for prompts to come.
     """
 
     limit_bytes: int
@@ -49,11 +51,12 @@ class MemoryPlan:
     temporary_bytes: int
     page_bytes: int
     request_pages: int
+    snapshot_bytes: int = 0
 
     @property
     def room_bytes(self) -> int:
         """What is left for pages; negative where the rest does not fit."""
-        used = self.weights_bytes + self.carried_bytes + self.temporary_bytes
+        used = self.weights_bytes + self.carried_bytes + self.snapshot_bytes + self.temporary_bytes
         return int(self.limit_bytes * self.share) - used
 
     def num_pages(self) -> int:
@@ -86,8 +89,9 @@ class MemoryPlan:
     @property
     def rest(self) -> str:
         """What there is besides pages, in words."""
+        carried_bytes = self.carried_bytes + self.snapshot_bytes
         return (
-            f"{format_bytes(self.weights_bytes)} of weights, {format_bytes(self.carried_bytes)} of carried values and "
+            f"{format_bytes(self.weights_bytes)} of weights, {format_bytes(carried_bytes)} of carried values and "
             f"{format_bytes(self.temporary_bytes)} of temporaries"
         )
 
@@ -162,6 +166,7 @@ def _plan(compiled: Compiled, weight_names: Iterable[str]) -> MemoryPlan:
         temporary_bytes=0,
         page_bytes=sum(map(_device_bytes, pools)) // layout.num_pages,
         request_pages=layout.pages_per_request(compiled.max_model_len),
+        snapshot_bytes=SNAPSHOTS_PER_REQUEST * sum(map(_device_bytes, own)),
     )
 
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from fastgpt_jax.artifact.cache_layout import SNAPSHOTS_PER_REQUEST
 from fastgpt_jax.engine.cache_memory import CacheMemory
 from fastgpt_jax.engine.compile_counter import compile_counter
 from fastgpt_jax.engine.compiled import CompiledModel
@@ -62,7 +63,7 @@ class EngineCore:
             pages_per_request=pages_per_request,
             min_first_chunk=compiled.min_first_chunk,
             has_prefix_cache=options.enable_prefix_caching,
-            max_snapshots=options.max_snapshots or 2 * compiled.max_num_seqs,
+            max_snapshots=options.max_snapshots or SNAPSHOTS_PER_REQUEST * compiled.max_num_seqs,
             swap_bytes=options.swap_bytes,
             poisons=options.poison_freed_pages,
         )
@@ -90,11 +91,6 @@ class EngineCore:
         self._compiles = compile_counter()
         self._num_compiles_before = self._compiles.num_compiles
 
-    @property
-    def has_unfinished_requests(self) -> bool:
-        """Whether `step` has anything to do, or to tell."""
-        return bool(self.scheduler.waiting or self.scheduler.running or self._updates or self._stops)
-
     def seconds_until_due(self) -> float:
         """How long until `step` has something to do, where it waits for more requests to begin with; else 0."""
         if self._updates or self._stops or self._in_flight:
@@ -119,7 +115,7 @@ class EngineCore:
                 self._end(request, "abort")
 
     def stop(self, request: Request, finish_reason: str, stop_reason: str | None) -> None:
-        """Ends a request whose text has ended, before the next step; may be called from another thread."""
+        """Ends a request whose text has ended, before the next step."""
         self._stops.append((request, finish_reason, stop_reason))
 
     def step(self) -> list[Update]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from fastgpt_jax.artifact.cache_layout import SNAPSHOTS_PER_REQUEST
 from fastgpt_jax.artifact.device_memory import device_memory_bytes
 from fastgpt_jax.artifact.loading import is_artifact, load_artifact
 from fastgpt_jax.engine.args import EngineArgs
@@ -118,7 +119,7 @@ def check_memory(compiled: CompiledModel, share: float) -> None:
     layout = compiled.layout
     # Rows are cut over the devices, what a request carries is whole on each.
     pool_bytes = layout.num_pages * layout.bytes_per_page // compiled.tensor_parallel_size
-    state_bytes = pool_bytes + compiled.max_num_seqs * layout.bytes_per_request
+    state_bytes = pool_bytes + (1 + SNAPSHOTS_PER_REQUEST) * compiled.max_num_seqs * layout.bytes_per_request
     stats = jax.local_devices()[0].memory_stats() or {}
     limit_bytes = device_memory_bytes(compiled.tensor_parallel_size)
     needed_bytes = state_bytes + stats.get("bytes_in_use", 0)

@@ -1,8 +1,8 @@
 """From tokens to what users get: text, stop strings, log-probabilities in words.
 
 Knows no device and no scheduling. The one idea: it keeps its own account of every request, fed by updates in order, so
-that it may run behind the core. It tells the core of nothing but texts that ended; a text that cannot be made, since a
-tokenizer raised, is one of them, and no other request's.
+that it may run behind the core, on the same thread. It tells the core of nothing but texts that ended; a text that
+cannot be made, since a tokenizer raised, is one of them, and no other request's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The free list of slots; a slot is the pages of one request of full length and a row of every carried state."""
+"""The free list of slots; a slot is a row of every carried state and of the table of pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import heapq
 class SlotPool:
     """Hands out the lowest free slot, so that a run repeats exactly.
 
-    Invariants: every slot is free or held, never both; `num_free + num_held` is the number of slots.
+    Invariants: every slot is free or held, never both; free and held ones together are all slots.
     """
 
     def __init__(self, num_slots: int):

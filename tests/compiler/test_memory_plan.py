@@ -41,6 +41,7 @@ PAGE_BYTES = 5 * LLAMA.num_hidden_layers * 2 * LLAMA.num_key_value_heads * LLAMA
 
 def test_pages_fill_what_is_left():
     assert PLAN.num_pages() == (900 - 650) // 30 == 8
+    assert dataclasses.replace(PLAN, snapshot_bytes=100).with_peak(770, 4).num_pages() == (900 - 750) // 30
     with pytest.raises(
         UserError, match=r"^4 pages of 30 B, which one request of full length takes, and 700 B of weigh"
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from fastgpt_jax.engine.args import EngineArgs, make_engine_args
 from fastgpt_jax.engine.engine import LLMEngine
 from fastgpt_jax.engine.llm import LLM
-from fastgpt_jax.engine.loading import resolve_model
+from fastgpt_jax.engine.loading import check_memory, resolve_model
 from fastgpt_jax.engine.prompts import encode_prompt
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.generation import GenerationDefaults
@@ -220,6 +222,17 @@ def test_memory_beyond_the_share_allowed_is_refused():
     assert resolve_model(EngineArgs(WithArrays(), gpu_memory_utilization=1.0)).max_num_seqs == 4
     with pytest.raises(UserError, match="lower max_num_seqs or max_model_len"):
         resolve_model(EngineArgs(WithArrays(), gpu_memory_utilization=1e-9))
+
+
+def test_copies_of_carried_values_count_as_memory(monkeypatch):
+    carried = FakeCompiled(is_carried=True)
+    layout = carried.layout
+    needed = layout.num_pages * layout.bytes_per_page + 3 * 4 * layout.bytes_per_request  # two copies a request
+    monkeypatch.setattr("fastgpt_jax.engine.loading.jax.local_devices", lambda: [SimpleNamespace(memory_stats=dict)])
+    monkeypatch.setattr("fastgpt_jax.engine.loading.device_memory_bytes", lambda num_devices: needed)
+    check_memory(carried, 1.0)
+    with pytest.raises(UserError, match="lower max_num_seqs"):
+        check_memory(carried, (needed - 1) / needed)
 
 
 def test_a_first_chunk_that_no_bucket_holds_is_a_broken_promise():
