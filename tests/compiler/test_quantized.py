@@ -118,7 +118,8 @@ def test_caches_are_stored_rounded_and_served_from(name):
     assert compiled.layout.bytes_per_token == 4 * 2 * (8 + 2)
     assert {str(x.dtype) for x in compiled.init_state()} == {dtype, "bfloat16"}
     state_bytes = sum(x.nbytes for x in compiled.init_state())
-    assert state_bytes == compiled.max_num_seqs * compiled.layout.page_size * compiled.layout.bytes_per_token
+    layout = compiled.layout
+    assert state_bytes == layout.num_pages * layout.page_size * layout.bytes_per_token
     llm, exact = LLM(compiled), LLM(compile_model(model, config=QUICK))
     found, want = scores(llm), scores(exact)
     error = np.abs(found - want).max()
