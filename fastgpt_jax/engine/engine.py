@@ -97,8 +97,8 @@ class LLMEngine:
         return self.core.num_full_sorts
 
     def has_unfinished_requests(self) -> bool:
-        """Whether `step` has anything to do."""
-        return bool(self._processor.num_unfinished)
+        """Whether `step` has anything to do, or to tell."""
+        return bool(self._processor.num_unfinished or self._offline.has_others)
 
     def get_num_unfinished_requests(self) -> int:
         """Returns how many ids are waiting or running."""
@@ -192,16 +192,20 @@ class LLMEngine:
         return outputs
 
     def step(self) -> list[Output]:
-        """Has the device run a step; returns the requests that got a token or an end, with all they have so far."""
+        """Has the device run a step; returns the requests that got a token or an end, with all they have so far.
+
+        What came for requests of `add_request` while `generate` or its like had the engine run comes first.
+        """
+        others = self._offline.take_others()
         wait_s = self.core.seconds_until_due()
-        if wait_s > 0:
+        if wait_s > 0 and not others:
             time.sleep(min(wait_s, MAX_NAP_S))
         outputs = self.process(self.core.step())
         self.core.end_stopped()
-        return outputs
+        return [*others, *outputs]
 
     def process(self, updates: Iterable[Update]) -> list[Output]:
-        """Makes outputs of what `core.step` returned, in that order; another thread may do it."""
+        """Makes outputs of what `core.step` returned, in that order."""
         return self._processor.process(updates)
 
     def generate(

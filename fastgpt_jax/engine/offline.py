@@ -39,6 +39,17 @@ class Offline:
         self._engine = engine
         self._num_requests = 0
         self._arrived: dict[str, deque[Any]] = {}  # of each request, the queue of its iteration
+        self._others: list[Any] = []
+
+    @property
+    def has_others(self) -> bool:
+        """Whether there are outputs of requests that are none of its own."""
+        return bool(self._others)
+
+    def take_others(self) -> list[Any]:
+        """Returns the outputs of steps that it ran and that are for others: all ends, and the newest of the rest."""
+        others, self._others = self._others, []
+        return others
 
     def generate(
         self, prompts: Any, prompt_token_ids: Any, sampling_params: Params | None, use_tqdm: bool
@@ -107,6 +118,10 @@ class Offline:
         for output in self._engine.step():
             if output.request_id in self._arrived:
                 self._arrived[output.request_id].append(output)
+                continue
+            name = output.request_id
+            self._others = [other for other in self._others if other.finished or other.request_id != name]
+            self._others.append(output)
 
 
 def _as_params(params: Params | None, num_prompts: int) -> list[SamplingParams]:

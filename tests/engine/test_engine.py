@@ -14,6 +14,7 @@ from fastgpt_jax.engine.args import EngineArgs, make_engine_args
 from fastgpt_jax.engine.engine import LLMEngine
 from fastgpt_jax.engine.llm import LLM
 from fastgpt_jax.engine.loading import check_memory, resolve_model
+from fastgpt_jax.engine.outputs import RequestOutput
 from fastgpt_jax.engine.prompts import encode_prompt
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.generation import GenerationDefaults
@@ -143,6 +144,17 @@ def test_two_streams_over_one_engine_do_not_lose_each_others_tokens():
     outputs = [next(first), *second, *first]
     assert outputs[6][1].outputs[0].token_ids == continue_greedily([3], 6)
     assert outputs[-1][1].outputs[0].token_ids == continue_greedily([1, 2], 6)
+
+
+def test_what_comes_for_other_requests_while_prompts_are_run_is_kept_for_the_next_step():
+    engine = LLMEngine(FakeCompiled(is_fast=True))
+    engine.add_request("mine", [1, 2, 3], GREEDY)
+    engine.generate(prompt_token_ids=[[4, 5]], sampling_params=SamplingParams(temperature=0, max_tokens=9))
+    assert engine.has_unfinished_requests()
+    (output,) = engine.step()
+    assert isinstance(output, RequestOutput) and output.request_id == "mine" and output.finished
+    assert output.outputs[0].token_ids == continue_greedily([1, 2, 3], 6)
+    assert engine.step() == [] and not engine.has_unfinished_requests()
 
 
 def test_leaving_a_stream_frees_its_slots():
