@@ -23,7 +23,8 @@ from passes.sparse_attention.language import (
     Window,
 )
 
-_TOKEN = re.compile(r"\s*(?:(?P<number>-?\d+(?:\.\d*)?(?:[eE]-?\d+)?|-?\.\d+)|(?P<name>[A-Za-z_]+)|(?P<sign>[^\s\w]))")
+_TOKEN = re.compile(r"\s*(?:(?P<number>-?\d+(?:\.\d*)?(?:[eE]-?\d+)?|-?\.\d+)|(?P<name>[A-Za-z_]+)|(?P<sign>\S))")
+MAX_DEPTH = 64  # parentheses in parentheses; far below what recursion allows
 ATOMS = ("window(n)", "sinks(n)", "density(d)", "full")
 SELECTIONS = ("layers[a:b]", "heads[a:b]", "all")
 
@@ -48,7 +49,7 @@ def parse_sparsity(text: str) -> Sparsity:
 
 class _Parser:
     def __init__(self, text: str):
-        self._tokens, at = [], 0
+        self._tokens, self._depth, at = [], 0, 0
         while match := _TOKEN.match(text, at):
             kind = match.lastgroup or ""
             self._tokens.append(_Token(match[kind], kind, match.start(kind) + 1))
@@ -119,7 +120,11 @@ class _Parser:
     def _atom(self) -> Rule:
         token = self._take()
         if token.text == "(":
+            self._depth += 1
+            if self._depth > MAX_DEPTH:
+                self._fail(f"a rule in at most {MAX_DEPTH} parentheses", token)
             rule = self._rule()
+            self._depth -= 1
             self._expect(")", "')', or '&' or '|' and another rule")
             return rule
         if token.text == "full":

@@ -25,10 +25,10 @@ def num_positions(op: Op) -> int:
     """At how many positions the queries of an attention stand.
 
     In a step of one token query heads that share keys may have been taken for queries: the scores then know no index of
-    theirs, though they know a length.
+    theirs, though they know a length. There may be as many of them as keys, so sizes say nothing.
     """
-    T, S, score = op.operands[0].shape[1], op.operands[1].shape[1], op.params["score"]
-    if T == 1 or T == S or "t" in roles_of(score):
+    T, score = op.operands[0].shape[1], op.params["score"]
+    if T == 1 or "t" in roles_of(score):
         return T
     form = decompose(score)
     return T if form is None or not list(_length_leaves(form.mask)) else 1

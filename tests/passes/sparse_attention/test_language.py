@@ -80,6 +80,8 @@ def test_densities_are_solved_to_the_windows_that_hold_them():
         ("layers[0] layers[1]: full", "character 11: there must be ':' and a rule"),
         ("layers[0] all: full", "character 11: .* 'all' stands alone"),
         ("all: full §", "character 11: .*got '§'"),
+        ("all: full ß; heads[0:1]: full", "character 11: there must be ';' before the next clause, got 'ß'"),
+        ("all: " + "(" * 5000 + "full" + ")" * 5000, "character 70: there must be a rule in at most 64 parentheses"),
     ],
 )
 def test_a_mistake_names_its_place_and_what_may_stand_there(text, message):

@@ -48,12 +48,12 @@ def llama():
     return make_filled_model(Llama, LLAMA)
 
 
-def mistral(window):
-    """A Mistral with the parameters of `llama()`."""
+def mistral(window, llama_config=LLAMA):
+    """A Mistral with the parameters of a Llama."""
     same = {field.name for field in dataclasses.fields(MistralConfig)} - {"sliding_window"}
-    config = MistralConfig(**{name: getattr(LLAMA, name) for name in same}, sliding_window=window)
+    config = MistralConfig(**{name: getattr(llama_config, name) for name in same}, sliding_window=window)
     graphdef, _ = nnx.split(make_filled_model(Mistral, config))
-    return nnx.merge(graphdef, nnx.split(llama())[1])
+    return nnx.merge(graphdef, nnx.split(make_filled_model(Llama, llama_config))[1])
 
 
 def compiled_as(model, **fields):
@@ -81,6 +81,17 @@ def test_a_llama_made_sparse_is_the_mistral_of_its_parameters():
     found = tokens(LLM(sparse))
     assert found == tokens(LLM(narrow)) == tokens(LLM(plain))
     assert found != tokens(LLM(compiled_as(llama())))  # else the comparison says nothing
+
+
+@pytest.mark.slow
+def test_as_many_heads_share_keys_as_there_are_keys():
+    """Heads that share keys may be taken for queries: as many as keys are no positions either."""
+    shape = {"num_attention_heads": 24, "num_key_value_heads": 1, "head_dim": 4, "num_hidden_layers": 1}
+    config = dataclasses.replace(LLAMA, **shape)
+    sparse = compiled_as(make_filled_model(Llama, config), sparse="heads[0:24]: window(3)")
+    assert config.num_attention_heads == CONFIG.max_model_len
+    assert "3 of 24 rows of keys and values are read" in rows_read(sparse)[0]
+    assert tokens(LLM(sparse)) == tokens(LLM(compiled_as(mistral(3, config))))
 
 
 @pytest.mark.slow
