@@ -348,12 +348,12 @@ def test_an_interrupted_compile_leaves_no_artifact_and_goes_on_where_it_was(mode
     while not (line := process.stderr.readline()).startswith("[2/"):
         assert line, "the tool ended before it was interrupted"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130 and out == "" and "are kept for the next run" in err and "Traceback" not in err
     assert not (model_folder / "out").exists()
     assert generate.main(["--model", str(model_folder / "out"), *PROMPT]) == 2
     again = start(model_folder, "out")
-    out, err = again.communicate(timeout=120)
+    out, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
     assert (
         int(re.search(r"(\d+) programs found compiled", out)[1]) >= 2
