@@ -92,9 +92,15 @@ def arguments(folder, output, *flags):
 
 
 def start(folder, output, *flags):
-    """Starts the tool as a user would."""
+    """Starts the tool as a user would, at a terminal: a test run in the background may ignore interrupts."""
     command = [sys.executable, str(ROOT / "tools/compile.py"), *arguments(folder, output, *flags)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
+    )
+
+
+def _heed_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_the_tables_name_every_entry_point_and_pass(built):
