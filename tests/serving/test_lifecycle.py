@@ -315,3 +315,10 @@ def test_an_answer_that_the_application_cannot_give_is_still_logged(caplog):
     with caplog.at_level("INFO", "fastgpt_jax.serving.access"), pytest.raises(RuntimeError):
         asyncio.run(AccessLog(broken)(scope, ignore, ignore))
     assert caplog.records[0].request_id == "r1" and caplog.records[0].bytes == 7
+
+
+def test_connections_send_answers_at_once():
+    with lifecycle._listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
