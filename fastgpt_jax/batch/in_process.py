@@ -6,6 +6,7 @@ no field is read, checked or answered in two ways.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -14,7 +15,8 @@ from fastgpt_jax.batch.job import Response
 from fastgpt_jax.batch.requests import BatchRequest
 from fastgpt_jax.errors import UserError
 
-UNAVAILABLE = 503
+BUSY, UNAVAILABLE = 429, 503
+MAX_WAIT_S = 5.0
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -32,14 +34,18 @@ class InProcess:
         await self._client.aclose()
 
     async def __call__(self, request: BatchRequest) -> Response:
-        """Answers a request.
+        """Answers a request; one that finds no room, as where many forms of texts compile, is asked again.
 
         Raises:
           UserError: The engine has stopped; the request has no answer yet.
         """
-        found = await self._client.post(request.url, content=request.content, headers=_JSON)
+        while (found := await self._ask(request)).status_code == BUSY:
+            await asyncio.sleep(min(float(found.headers.get("Retry-After", 1)), MAX_WAIT_S))
         body = found.json()
         if found.status_code == UNAVAILABLE:
             message = body.get("error", {}).get("message", "it takes no more requests")
             raise UserError(f"the engine stopped: {message}; run the same command again to go on")
         return Response(found.status_code, found.headers.get("X-Request-Id", ""), body)
+
+    async def _ask(self, request: BatchRequest) -> httpx.Response:
+        return await self._client.post(request.url, content=request.content, headers=_JSON)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fastgpt_jax.batch.in_process import InProcess
 from fastgpt_jax.batch.job import Response, run_job
 from fastgpt_jax.batch.journal import Journal
 from fastgpt_jax.batch.requests import BadLine, BatchRequest, parse_line, read_requests, survey
@@ -246,3 +247,18 @@ def test_killed_at_twenty_moments_every_request_is_answered_once(tmp_path):
     subprocess.run([sys.executable, CHILD, given, output], check=True, stdout=subprocess.DEVNULL)
     found = [answer["custom_id"] for answer in answers(output)]
     assert len(found) == len(set(found)) == 4000
+
+
+def test_a_request_that_finds_no_room_is_asked_again_and_is_no_failure():
+    statuses = [429, 429, 200]
+
+    async def app(scope, receive, send):
+        headers = [(b"content-type", b"application/json"), (b"retry-after", b"0")]
+        await send({"type": "http.response.start", "status": statuses.pop(0), "headers": headers})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def ask():
+        async with InProcess(app) as call:
+            return await call(BatchRequest(1, "a", "/v1/completions", {}))
+
+    assert asyncio.run(ask()).status == 200 and statuses == []
