@@ -27,10 +27,6 @@ class PrefixCache:
         self._key_of: dict[int, bytes] = {}
         self._snapshots: OrderedDict[bytes, Any] = OrderedDict()
 
-    @property
-    def num_snapshots(self) -> int:
-        return len(self._snapshots)
-
     def match(self, keys: Sequence[bytes]) -> list[int]:
         """Returns the pages of the longest prefix of these keys; to be shared before anything else is asked for."""
         pages = []
