@@ -6,19 +6,16 @@ fastgpt bench offline --model ARTIFACT --num_requests 64 --prompt_len 16-64 --ou
 from __future__ import annotations
 
 import dataclasses
-import json
-import statistics
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from fastgpt_jax.artifact.loading import is_artifact
 from fastgpt_jax.bench.workload import Asked
+from fastgpt_jax.cli.bench_rows import append_jsonl, format_spread
 from fastgpt_jax.cli.common import run, to_options
-from fastgpt_jax.cli.tables import format_table
 from fastgpt_jax.cli.workload_flags import WorkloadOptions, add_workload_flags, make_requests
 from fastgpt_jax.engine.llm import LLM
 from fastgpt_jax.errors import UserError
@@ -70,13 +67,8 @@ def execute(options: Options) -> int:
         rows.append(row)
     rows = rows[1:]
     names = ("seconds", "requests_per_s", "prompt_tokens_per_s", "output_tokens_per_s")
-    cells = [
-        (name, *(f"{pick(row[name] for row in rows):.2f}" for pick in (statistics.median, min, max))) for name in names
-    ]
-    print(format_table(cells, ("", "median", "least", "most")))
-    if options.jsonl is not None:
-        with Path(options.jsonl).open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    print(format_spread(rows, names))
+    append_jsonl(options.jsonl, rows)
     return 0
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from fastgpt_jax.bench.load import closed_loop, open_loop
 from fastgpt_jax.bench.picture import draw
 from fastgpt_jax.bench.record import Objective, Record, summarize
 from fastgpt_jax.bench.workload import Asked
+from fastgpt_jax.cli.bench_rows import append_jsonl
 from fastgpt_jax.cli.common import run, to_options
 from fastgpt_jax.cli.tables import format_table
 from fastgpt_jax.cli.workload_flags import WorkloadOptions, add_workload_flags, make_requests, parse_levels
@@ -93,9 +93,7 @@ def execute(options: Options) -> int:
     name, levels = _levels(options)
     rows = asyncio.run(_measure(options, name, levels))
     print(format_table([_cells(row) for row in rows], _COLUMNS))
-    if options.jsonl is not None:
-        with Path(options.jsonl).open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    append_jsonl(options.jsonl, rows)
     if options.picture is not None:
         draw(Path(options.picture), _medians(rows), name)
     return 0

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from fastgpt_jax.artifact.loading import is_artifact
 from fastgpt_jax.artifact.verify import LEVELS
+from fastgpt_jax.cli.bench_rows import append_jsonl, format_spread
 from fastgpt_jax.cli.common import run, to_options
-from fastgpt_jax.cli.tables import format_table
 from fastgpt_jax.errors import UserError
 
 
@@ -62,12 +60,8 @@ def execute(options: Options) -> int:
     if not is_artifact(options.model):
         raise UserError(f"--model must be an artifact, and {options.model} is none; fastgpt compile makes one")
     rows = [_run(options) for _ in range(options.runs)]
-    columns = [(phase, [row[phase] for row in rows]) for phase in rows[0]]
-    cells = [(phase, *(f"{pick(seconds):.3f}" for pick in (statistics.median, min, max))) for phase, seconds in columns]
-    print(format_table(cells, ("seconds", "median", "least", "most")))
-    if options.jsonl is not None:
-        with Path(options.jsonl).open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    print(format_spread(rows, list(rows[0]), what="seconds", digits=3))
+    append_jsonl(options.jsonl, rows)
     return 0
 
 

@@ -12,6 +12,7 @@ from fastgpt_jax.bench.load import closed_loop, open_loop
 from fastgpt_jax.bench.record import Objective, Record, summarize
 from fastgpt_jax.bench.workload import Lengths, Workload, replay
 from fastgpt_jax.cli.bench import main
+from fastgpt_jax.cli.bench_rows import format_spread
 from fastgpt_jax.errors import UserError
 
 
@@ -211,3 +212,11 @@ def test_wrong_input_is_one_line(words, told, capsys, server):
 def test_a_model_that_the_server_has_not_is_told(server, capsys):
     assert main(["serve", "--base_url", server, "--model", "other", "--rates", "1"]) == 2
     assert "answers 404" in capsys.readouterr().err
+
+
+def test_a_spread_is_median_least_and_most():
+    table = format_spread([{"a": 1}, {"a": 4}, {"a": 9}], ["a"], what="seconds", digits=1)
+    assert [line.split() for line in table.splitlines()] == [
+        ["seconds", "median", "least", "most"],
+        ["a", "4.0", "1.0", "9.0"],
+    ]
