@@ -2,6 +2,7 @@
 
     fastgpt inspect FOLDER --format html --output xray.html
     fastgpt inspect my_model.py:make_model --after simplify
+    fastgpt inspect FOLDER --quantization w4a16 --sparse "all: window(512) | sinks(8)"
     fastgpt inspect ARTIFACT
 
 A function of your own is traced with shapes in place of weights. The page is one file that needs no network. An
@@ -22,16 +23,17 @@ from fastgpt_jax.artifact.loading import is_artifact
 from fastgpt_jax.artifact.manifest import read_manifest
 from fastgpt_jax.cli.common import run, to_options
 from fastgpt_jax.cli.model_source import ModelSource, is_function_spec, load_source, needs_values, trace_source
+from fastgpt_jax.cli.quantization_flags import add_quantization_flags, read_quantization_rules
 from fastgpt_jax.cli.xray_html import render_html
 from fastgpt_jax.cli.xray_json import render_json
 from fastgpt_jax.cli.xray_text import render_text
 from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.quantization import make_pipeline
 from fastgpt_jax.compiler.roofline import MACHINES
+from fastgpt_jax.compiler.sparsity import with_sparsity
 from fastgpt_jax.compiler.xray import DERIVED, XRay, xray, xray_artifact
 from fastgpt_jax.errors import UserError
 from passes.incremental.errors import NotServable
-from passes.quantization.schemes import SCHEMES
 from passes.registry import PASSES, PIPELINES
 from passes.select import SELECT
 
@@ -67,7 +69,7 @@ def make_flags() -> flags.FlagValues:
     integer("num_requests", 1, "Requests of the decode step.", lower_bound=1, flag_values=values)
     known = ",".join((*PASSES, SELECT, *PIPELINES))
     text("passes", CompileConfig().pipeline, f"Passes in order, of {known}.", flag_values=values)
-    flags.DEFINE_enum("quantization", None, list(SCHEMES), "Scheme of the weights.", flag_values=values)
+    add_quantization_flags(values)
     flags.DEFINE_enum("machine", "h100", list(MACHINES), "Machine of the roofline.", flag_values=values)
     return values
 
@@ -84,6 +86,10 @@ class Options:
     num_requests: int
     passes: str
     quantization: str | None
+    quantization_rules: str | None
+    kv_cache_dtype: str
+    sparse: str | None
+    strict: bool
     machine: str
 
 
@@ -127,9 +133,13 @@ def _check_after(options: Options, names: Sequence[str]) -> None:
 def _look(options: Options) -> XRay:
     machine = MACHINES[options.machine]
     if not is_function_spec(options.model) and is_artifact(Path(options.model)):
+        _check_nothing_asked(options)
         return xray_artifact(read_manifest(Path(options.model)), machine)
+    rules = read_quantization_rules(options.quantization_rules)
     try:
-        pipeline = make_pipeline(options.passes, options.quantization, ())
+        pipeline = with_sparsity(make_pipeline(options.passes, options.quantization, rules), options.sparse)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"--passes: {error}") from error
     _check_after(options, [DERIVED, *(entry.name for entry in pipeline)])
@@ -143,6 +153,14 @@ def _look(options: Options) -> XRay:
     return _look_at(load_source(options.model), options)
 
 
+def _check_nothing_asked(options: Options) -> None:
+    asked = (options.quantization, options.quantization_rules, options.sparse, options.kv_cache_dtype)
+    if asked != (None, None, None, "auto"):
+        raise UserError(
+            "quantization and sparse are for models that are no artifacts; an artifact is what it was compiled to be"
+        )
+
+
 def _look_at(source: ModelSource, options: Options) -> XRay:
     limit = source.max_model_len
     if limit is not None and (options.max_model_len or 0) > limit:
@@ -151,7 +169,15 @@ def _look_at(source: ModelSource, options: Options) -> XRay:
     return xray(
         source.model,
         source.params,
-        CompileConfig(max_model_len=length, pipeline=options.passes, quantization=options.quantization),
+        CompileConfig(
+            max_model_len=length,
+            pipeline=options.passes,
+            quantization=options.quantization,
+            quantization_rules=read_quantization_rules(options.quantization_rules),
+            kv_cache_dtype=options.kv_cache_dtype,
+            sparse=options.sparse,
+            is_strict=options.strict,
+        ),
         name=_name_of(options.model),
         machine=MACHINES[options.machine],
         num_requests=options.num_requests,

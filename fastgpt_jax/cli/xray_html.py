@@ -55,7 +55,7 @@ def _data(found: XRay, shown: str) -> dict[str, Any]:
         "sources": encode(found.sources),
         "masks": {
             "pictures": [{**encode(p), "layer_text": p.layer_text} for p in found.masks.pictures],
-            "notes": list(found.masks.notes),
+            "notes": [*found.notes, *found.masks.notes],
         },
     }
 

@@ -27,6 +27,7 @@ def render_text(found: XRay, shown: str) -> str:
         ),
     ]
     parts += [_compiled(found.compiled)] if found.compiled is not None else []
+    parts += ["\n".join(found.notes)] if found.notes else []
     remarks = [*_remarks(found)]
     parts += ["\n".join(remarks)] if remarks else []
     parts += ["\n".join(_mask(picture)) for picture in found.masks.pictures]

@@ -199,7 +199,7 @@ def compile(
         notes["quantization_rules"] = unused
     plan = derive(captured.graph, captured.times, captured.token_input)
     derived = time.perf_counter()
-    unroll, num_attention_layers = _unroll(config), None
+    unroll, num_attention_layers = unrolls_layers(config), None
     if config.sparse is not None:
         num_attention_layers, notes["sparse"] = check_sparsity(
             captured.graph, config.sparse, is_unrolled=unroll, is_strict=config.is_strict
@@ -251,7 +251,8 @@ def compile(
     return compiled
 
 
-def _unroll(config: CompileConfig) -> bool:
+def unrolls_layers(config: CompileConfig) -> bool:
+    """Whether loops over layers are written out."""
     if config.unroll_layers is not None:
         return config.unroll_layers
     is_by_layer = config.sparse is not None and read_sparsity(config.sparse).is_by_layer

@@ -6,8 +6,9 @@ picture says so. The one idea: a mask depends on positions alone, so it can be a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -22,6 +23,9 @@ from passes.extract import clone, extract
 from passes.graph import Graph, Op, Source, Value
 from passes.replay import evaluate
 from passes.simplify import simplify
+from passes.sparse_attention.language import Rule, Sparsity
+from passes.sparse_attention.layers import AttentionLayers, find_layers
+from passes.sparse_attention.sparse_attention import choose
 
 MAX_CELLS = 48
 MAX_POSITIONS = 192
@@ -74,13 +78,17 @@ class _Found:
     note: str = ""
 
 
-def draw_masks(captured: Captured) -> Masks:
-    """The masks of a forward."""
+def draw_masks(captured: Captured, sparsity: Sparsity | None = None) -> Masks:
+    """The masks of a forward.
+
+    Args:
+      sparsity: Clauses that are laid over them, and fit.
+    """
     positions = np.unique(np.linspace(0, captured.capacity - 1, MAX_POSITIONS).round().astype(np.int32))
     graph = clone(captured.graph)
     simplify(graph)
     missed = attention(graph).remarks
-    found, origin = list(_recognised(graph, positions)), "recognised"
+    found, origin = list(_recognised(graph, positions, captured.capacity, sparsity)), "recognised"
     notes = [f"attention is not recognised at {remark}" for remark in dict.fromkeys(map(str, missed))]
     if not found:
         found, origin = list(_evaluated(captured, positions)), "evaluated"
@@ -125,10 +133,24 @@ def cells(is_visible: np.ndarray) -> tuple[str, ...]:
 
 
 # ------------------------------------------------------------------------------------------ recognised attention
-def _recognised(graph: Graph, positions: np.ndarray) -> Iterator[_Found]:
-    for owner, op, trips in _ops_in_loops(graph, 1):
-        if op.name == "attention":
-            yield _of_attention(owner, op, trips, positions)
+def _recognised(graph: Graph, positions: np.ndarray, length: int, sparsity: Sparsity | None) -> Iterator[_Found]:
+    layers = find_layers(graph)
+    choice = None if sparsity is None else choose(layers, sparsity, is_unrolled=True)
+    for item in layers:
+        found = _of_attention(item, positions)
+        if choice is None or found.is_visible is None:
+            yield found
+            continue
+        runs = itertools.groupby(item.layers, choice.rules)  # a loop may be written out, and its layers be told apart
+        for rules, run in runs:
+            yield replace(
+                found, num_layers=len(list(run)), is_visible=_laid_over(found.is_visible, rules, positions, length)
+            )
+
+
+def _laid_over(seen: np.ndarray, rules: Sequence[Rule], positions: np.ndarray, length: int) -> np.ndarray:
+    asked = [rule.mask(length).contains(positions[:, None], positions[None]) for rule in rules]
+    return np.broadcast_to(seen, (len(asked), *seen.shape[1:])) & np.stack(asked)
 
 
 def _ops_in_loops(graph: Graph, trips: int) -> Iterator[tuple[Graph, Op, int]]:
@@ -138,7 +160,8 @@ def _ops_in_loops(graph: Graph, trips: int) -> Iterator[tuple[Graph, Op, int]]:
             yield from _ops_in_loops(region, trips * op.params.get("length", 1))
 
 
-def _of_attention(graph: Graph, op: Op, trips: int, positions: np.ndarray) -> _Found:
+def _of_attention(item: AttentionLayers, positions: np.ndarray) -> _Found:
+    op, trips = item.op, len(item.layers)
     score = op.params.get("score")
     if not isinstance(score, Expression):
         return _Found(op.source, trips, None, "its mask is of a form that cannot be drawn")
@@ -146,7 +169,7 @@ def _of_attention(graph: Graph, op: Op, trips: int, positions: np.ndarray) -> _F
     leaves = []
     for leaf in op.operands[3 : 3 + op.params["num_leaves"]]:
         try:
-            (known,) = evaluate(extract(graph, [], [leaf]), [])
+            (known,) = evaluate(extract(item.graph, [], [leaf]), [])
         except ValueError:
             return _Found(op.source, trips, None, "its mask or bias depends on parameters or tokens")
         leaves.append(_at(np.asarray(known), positions))

@@ -22,17 +22,19 @@ from fastgpt_jax.artifact.manifest import Manifest, PassRecord, WorkRecord
 from fastgpt_jax.artifact.step import flatten_outputs, input_shapes, unflatten_inputs
 from fastgpt_jax.checkpoint import LoadedModel
 from fastgpt_jax.compiler.capture import as_forward, capture
-from fastgpt_jax.compiler.compile import leaf_paths
+from fastgpt_jax.compiler.compile import leaf_paths, unrolls_layers
 from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.listing import Listing, make_listing, mark_gone
 from fastgpt_jax.compiler.mask_pictures import Masks, draw_masks
 from fastgpt_jax.compiler.program import Program, make_program
-from fastgpt_jax.compiler.quantization import make_pipeline
+from fastgpt_jax.compiler.quantization import make_pipeline, tell_unused
 from fastgpt_jax.compiler.roofline import Bound, Machine
+from fastgpt_jax.compiler.sparsity import check_sparsity, read_sparsity, with_sparsity
 from fastgpt_jax.sampling.step_io import StepInputs
 from passes.cse import param_key
 from passes.graph import Graph, Op
 from passes.incremental.derive import derive
+from passes.incremental.row_format import ROW_FORMATS
 from passes.manager import PassManager, PassOptions, PassStatistics
 from passes.reader import trace
 from passes.registry import Pass
@@ -104,6 +106,7 @@ class XRay:
       step: The entry point looked at.
       num_params: None where it is not known.
       machine: What the roofline is of.
+      notes: What became of rules and clauses that were asked for.
     """
 
     name: str
@@ -116,6 +119,7 @@ class XRay:
     sources: tuple[SourceFile, ...]
     masks: Masks
     compiled: CompiledStep | None = None
+    notes: tuple[str, ...] = ()
 
 
 def xray(
@@ -138,24 +142,32 @@ def xray(
 
     Raises:
       NotServable: the model has no exact cached step.
-      UserError: the forward cannot be traced at all.
+      UserError: the forward cannot be traced at all, or what the configuration asks for does not fit it.
     """
     if isinstance(model, LoadedModel):
         model = model.model
     forward, params = as_forward(model, params, config.arguments)
     captured = capture(forward, params, config.max_model_len or 512)
+    notes = [tell_unused(captured.graph, leaf_paths(params), config.quantization_rules, is_strict=config.is_strict)]
     plan = derive(captured.graph, captured.times, captured.token_input)
-    unroll = config.unroll_layers if config.unroll_layers is not None else jax.default_backend() == "cpu"
+    unroll, num_layers = unrolls_layers(config), None
+    if config.sparse is not None:
+        num_layers, note = check_sparsity(captured.graph, config.sparse, is_unrolled=unroll, is_strict=config.is_strict)
+        notes.append(note)
     program = make_program(captured.graph, plan, num_slots=num_requests, unroll=unroll, page_size=config.page_size)
+    program = replace(program, row_format=ROW_FORMATS.get(config.kv_cache_dtype))
     key = EntryPointKey(num_requests, num_requests, "greedy", False)
     names = leaf_paths(params)
     graph = _trace_step(program, key, captured.capacity, config.max_logprobs, names)
     is_static = [i < len(names) for i in range(len(graph.inputs))]
     entries = sorted(program.layout().entries, key=lambda entry: entry.kind != "kv")  # as the state is laid out
-    names += [entry.name for entry in entries] + list(_STEP_INPUTS)
+    for entry in entries:
+        names += [entry.name] if entry.scale_dtype is None else [entry.name, f"scales of {entry.name}"]
+    names += _STEP_INPUTS
     files: dict[str, int] = {}
     if pipeline is None:
         pipeline = make_pipeline(config.pipeline, config.quantization, config.quantization_rules)
+        pipeline = with_sparsity(pipeline, config.sparse, captured.capacity, num_layers)
     stages = _run_passes(graph, pipeline, names, is_static, machine, files)
     leaves = jax.tree.leaves(params)
     return XRay(
@@ -167,7 +179,8 @@ def xray(
         machine,
         tuple(stages),
         _read_sources(files, stages),
-        draw_masks(captured),
+        draw_masks(captured, None if config.sparse is None else read_sparsity(config.sparse)),
+        notes=tuple(note for note in notes if note is not None),
     )
 
 

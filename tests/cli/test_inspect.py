@@ -89,11 +89,30 @@ def test_after_names_the_stage_that_is_shown(inspect):
         (("--passes=nope",), "--passes: a pipeline names passes"),
         (("--format=pdf",), "<text|html|json>"),
         (("--output=/nowhere/x.html",), "--output must lie in a folder that there is"),
+        (("--sparse=all: wind(4)",), "sparse 'all: wind(4)'"),
+        (("--sparse=layers[3]: window(4)",), "reaches outside of the 3 layers of the model"),
+        (("--sparse=all: full; heads[0]: window(4)", "--strict"), "decide about no head"),
+        (("--quantization_rules=/nowhere.json",), "cannot read /nowhere.json"),
     ],
 )
 def test_a_mistake_is_one_line(inspect, flags, message):
     code, out, err = inspect(*flags)
     assert code == 2 and out == "" and err.count("\n") == 1 and message in err
+
+
+def test_what_is_asked_of_a_compile_is_looked_at(inspect, tmp_path):
+    (tmp_path / "rules.json").write_text('[{"pattern": "nobody", "scheme": "w4a16"}]')
+    asked = ("--sparse=layers[1]: window(4)", "--kv_cache_dtype=int8", f"--quantization_rules={tmp_path}/rules.json")
+    code, out, err = inspect("--passes=simplify", *asked)
+    assert (code, err) == (0, "")
+    passes = re.findall(r"^([a-z_]+) +(?:exact|reassociates|approximate|lossy) ", out, re.MULTILINE)
+    assert passes == [*"simplify attention sparse_attention narrow_reads simplify quantize_weights simplify".split()]
+    assert "layers[1]: window(4) over 3 layers" in out
+    assert "quantization rules that are about no weight of the model: 'nobody'" in out
+    assert re.search(r"cached: .*\n.*int8", out)
+    pictures = out.split("mask of ")[1:]
+    assert [p.partition(",")[0] for p in pictures] == ["layers 0", "layer 1"]
+    assert pictures[1].splitlines()[16] == " " * (2 + 2 * 12) + "#" * 2 * 4
 
 
 def test_a_model_that_is_refused_says_so(inspect, tmp_path):
@@ -180,6 +199,8 @@ def test_an_artifact_tells_what_its_manifest_holds(tmp_path, inspect):
     for done in record.passes:
         assert re.search(rf"^{done.name} +{done.numerics} .* {done.ops[1]} ", out, re.MULTILINE), done.name
     assert "holds no forward" in out
+    refused, nothing, err = inspect("--sparse=all: window(4)", model=str(tmp_path / "artifact"))
+    assert refused == 2 and nothing == "" and "an artifact is what it was compiled to be" in err
     work = record.program.work
     assert f"compiled: {format_count(work.flops)} FLOPs, {format_bytes(work.nbytes)} read and written" in out
     assert all(f"{count} x {name}" in out for name, count in work.libraries.items()) and work.libraries

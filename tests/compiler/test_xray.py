@@ -13,6 +13,7 @@ from fastgpt_jax.compiler.mask_pictures import MAX_CELLS, _evaluated, cells, dra
 from fastgpt_jax.compiler.roofline import MACHINES, Machine
 from fastgpt_jax.compiler.xray import DERIVED, XRay, xray
 from passes.repeats import Repeat, find_repeats
+from passes.sparse_attention.parser import parse_sparsity
 
 NUM_LAYERS, WIDTH, VOCAB, T = 5, 8, 20, 48
 H100 = MACHINES["h100"]
@@ -38,8 +39,8 @@ def forward(params, tokens):
 def scanned(params, tokens):
     x = params["embed"][tokens]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["layers"])
-    mask = window_mask(x.shape[1], 1000)
-    return jax.lax.scan(lambda x, p: (layer(x, p, mask), None), x, stacked)[0] @ params["embed"].T
+    body = lambda x, p: (layer(x, p, window_mask(x.shape[1], 1000)), None)
+    return jax.lax.scan(body, x, stacked)[0] @ params["embed"].T
 
 
 def make_params():
@@ -117,6 +118,18 @@ def test_masks_are_drawn_layer_by_layer(seen):
     for picture, mask in zip((full, window), expected, strict=True):
         assert picture.num_tokens == T and picture.rows == cells(mask)
     assert seen.masks.notes == ()
+
+
+@pytest.mark.parametrize("fn", [forward, scanned])
+def test_masks_that_are_asked_for_are_drawn_over_those_that_there_are(fn):
+    captured = capture(*as_forward(fn, make_params()), T)
+    pictures = draw_masks(captured, parse_sparsity("layers[1:3]: window(8) | sinks(2)")).pictures
+    key = np.arange(T)
+    asked = window_mask(T, 8) | (key < 2) & window_mask(T, 1000)
+    masks = {"layers 0, 3 to 4": window_mask(T, 1000), "layer 1": asked, "layer 2": asked & window_mask(T, 4)}
+    if fn is scanned:
+        masks = {"layers 0, 3 to 4": window_mask(T, 1000), "layers 1 to 2": asked}
+    assert {p.layer_text: p.rows for p in pictures} == {text: cells(np.array(m)) for text, m in masks.items()}
 
 
 def test_without_recognition_masks_are_run_as_the_program_has_them():
