@@ -1,0 +1,1 @@
+"""Kernels for CPUs, in C++ behind JAX's foreign function interface."""
