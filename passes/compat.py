@@ -239,6 +239,13 @@ def make_primitive(
     return primitive
 
 
+def run_natively(primitive: Primitive, run: Callable[..., Any]) -> Primitive:
+    """Lowers an operation of ours, and runs it, as `run(*operands, **params)` in place of its meaning; returns it."""
+    primitive.def_impl(lambda *operands, **params: jax.jit(functools.partial(run, **params))(*operands))
+    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=primitive.multiple_results))
+    return primitive
+
+
 def derive_rules(primitive: Primitive) -> Primitive:
     """Gives an operation of ours the derivative of its meaning, and maps it by mapping its meaning; returns it."""
     meaning = meaning_of(primitive)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 
+from passes import compat
 from passes.graph import Graph
 from passes.reader import read_jaxpr
 from passes.replay import Widening, abstract_args, evaluate
@@ -16,4 +17,6 @@ _EXPANDING = Widening(None, is_expanding=True)
 
 def expand(graph: Graph) -> Graph:
     """A graph of JAX's own operations alone, regions included, that computes the same."""
-    return read_jaxpr(jax.make_jaxpr(lambda *args: evaluate(graph, args, _EXPANDING))(*abstract_args(graph)))
+    made = read_jaxpr(jax.make_jaxpr(lambda *args: evaluate(graph, args, _EXPANDING))(*abstract_args(graph)))
+    is_done = all(compat.meaning_of(op.primitive) is None for _, op in made.walk())
+    return made if is_done else expand(made)  # one may stand for others

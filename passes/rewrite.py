@@ -21,7 +21,7 @@ class Rewrite:
     Attributes:
       rule: What a message calls it.
       source: The user's line where it was made.
-      budget: The largest relative error of an approximate rewrite; None for the others.
+      budget: The largest relative error in the rewrite's own dtypes, for one that approximates or is native code.
     """
 
     rule: str

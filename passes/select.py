@@ -6,7 +6,8 @@ whose plain meaning is chosen, which stay what they are. Must run after: whateve
 reassociates.
 
 The one idea: a chosen implementation is an operation too, `attention.xla_blocked`, of the same operands and parameters;
-so it has a name in every listing, a meaning to be validated by, and a way back.
+so it has a name in every listing, a meaning to be validated by, and a way back. One that is native code has no other
+dtypes than its own, so it is validated in those, on an instance of its size class.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import jax
 
 from passes import compat
 from passes.extract import extract_between
-from passes.graph import Graph, Op
+from passes.graph import Graph, Op, Value
 from passes.numerics import Numerics
 from passes.patterns.driver import bodies_of
 from passes.result import PassResult, Remark
@@ -58,6 +59,10 @@ class Candidate:
       declines: Why it cannot or must not run an operation there, or None.
       seconds: What a run is estimated to take there; None where nothing was measured.
       is_portable: Whether it lowers to operations that every platform has.
+      budget: For native code, the largest relative error of an operation's result in its own dtypes; None for what can
+        be widened.
+      shrink: For native code, the shapes and dtypes of operands of a small instance of an operation, on which it is
+        validated.
     """
 
     name: str
@@ -65,6 +70,8 @@ class Candidate:
     declines: Callable[[Op, Target], str | None] = _nothing
     seconds: Callable[[Op, Target], float | None] = _nothing
     is_portable: bool = True
+    budget: Callable[[Op], float] | None = None
+    shrink: Callable[[Op], Sequence[Any]] | None = None
 
 
 Table = Mapping[str, Sequence[Candidate]]
@@ -88,6 +95,27 @@ def make_implementation(op: Any, name: str, implement: Callable[..., Any]) -> An
     return compat.derive_rules(primitive)
 
 
+def make_native_implementation(op: Any, name: str, call: Callable[..., Any]) -> Any:
+    """As `make_implementation`, for `call(*operands, **params)` in native code: its meaning stays that of `op`."""
+    full_name = f"{op.name}.{name}"
+
+    def run(*operands: Any, **params: Any) -> Any:
+        with jax.named_scope(full_name):
+            return call(*operands, **params)
+
+    meaning = compat.meaning_of(op)
+    if meaning is None:
+        raise ValueError(f"{op} is no operation of ours: it has no meaning to stand for")
+
+    def abstract(*operands: Any, **params: Any) -> Any:
+        types = compat.infer_types(op, operands, params)
+        return types if op.multiple_results or types is None else types[0]
+
+    primitive = compat.make_primitive(full_name, meaning, abstract, multiple_results=op.multiple_results)
+    setattr(primitive, "stands_for", op)  # noqa: B010 - an attribute of ours on JAX's object
+    return compat.run_natively(compat.derive_rules(primitive), run)
+
+
 def select(graph: Graph, counter: RewriteCounter | None = None, *, table: Table, target: Target) -> PassResult:
     """Rewrites in place, loop bodies too; every decision is told."""
     counter = counter or RewriteCounter()
@@ -101,7 +129,7 @@ def select(graph: Graph, counter: RewriteCounter | None = None, *, table: Table,
             if chosen is None or chosen.primitive is None:
                 result += PassResult(notes=told)
             elif counter.allows(f"{op.name}.{chosen.name}", op.source):
-                result += PassResult(1, rewrites=(_become(op, chosen.primitive),), notes=told)
+                result += PassResult(1, rewrites=(_become(op, chosen),), notes=told)
     return result
 
 
@@ -129,20 +157,36 @@ def _weighed(candidate: Candidate, seconds: float) -> float:
     return seconds if candidate.primitive is None else seconds / (1 - LEAST_GAIN)
 
 
+def unportable(graph: Graph, table: Table) -> list[Op]:
+    """The operations that run on one platform alone."""
+    bound = {c.primitive for candidates in table.values() for c in candidates if not c.is_portable}
+    return [op for _, op in graph.walk() if op.primitive in bound]
+
+
 def deselect(graph: Graph, table: Table) -> int:
     """Puts back the operations that chosen ones stand for where these need a platform of their own; how many."""
-    bound = {c.primitive for candidates in table.values() for c in candidates if not c.is_portable}
-    back = [op for _, op in graph.walk() if op.primitive in bound]
+    back = unportable(graph, table)
     for op in back:
         op.primitive = op.primitive.stands_for
     return len(back)
 
 
-def _become(op: Op, primitive: Any) -> Rewrite:
+def _become(op: Op, chosen: Candidate) -> Rewrite:
+    small = None if chosen.shrink is None else _instance(op, chosen.shrink(op))
+    budget = None if chosen.budget is None else chosen.budget(op)
     operands = list(dict.fromkeys(v for v in op.operands if v.const is None))
-    before = extract_between(operands, op.results)
-    op.primitive = primitive
-    return Rewrite(primitive.name, Numerics.REASSOCIATES, before, extract_between(operands, op.results), op.source)
+    before = small or extract_between(operands, op.results)
+    op.primitive = chosen.primitive
+    after = extract_between(operands, op.results) if small is None else _instance(op, [v.aval for v in small.inputs])
+    return Rewrite(chosen.primitive.name, Numerics.REASSOCIATES, before, after, op.source, budget)
+
+
+def _instance(op: Op, types: Sequence[Any]) -> Graph:
+    """The operation alone, on operands of other shapes."""
+    inputs = [Value(compat.shaped(t.shape, t.dtype)) for t in types]
+    avals = compat.infer_types(op.primitive, [v.aval for v in inputs], op.params)
+    alone = Op(op.primitive, list(inputs), op.params, avals or [r.aval for r in op.results], (), op.source, op.effects)
+    return Graph(inputs, [alone], list(alone.results))
 
 
 def _time(seconds: float) -> str:

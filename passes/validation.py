@@ -2,9 +2,9 @@
 
 Both graphs get the same random arguments, each operand drawn independently, and run in an interpreter that widens every
 float dtype to float64, so that what is compared is the mathematics and not the rounding. An exact rewrite must also
-agree bit for bit, operation by operation, in the dtypes as they are; an approximate one is held in its own dtypes
-against the wide original, so that its rounding counts. Rewrites too large to run are made smaller (`passes.shrink`);
-what cannot be run is *unvalidated*, with the reason.
+agree bit for bit, operation by operation, in the dtypes as they are; one that states a budget, since it approximates or
+is native code that knows no float64, is held in its own dtypes against the wide original, so that its rounding counts.
+Rewrites too large to run are made smaller (`passes.shrink`); what cannot be run is *unvalidated*, with the reason.
 
 It runs with 64-bit types enabled, in a context of its own that nothing else sees.
 """
@@ -67,15 +67,16 @@ def validate(before: Graph, after: Graph, numerics: Numerics, *, budget: float |
     """Runs two closed graphs on the same arguments and compares their outputs.
 
     Args:
-      budget: The largest relative error that an approximate rewrite may make.
+      budget: The largest relative error that a rewrite may make in its own dtypes.
 
     Raises:
-      ValueError: an approximate rewrite states no budget, or another states one.
+      ValueError: an approximate rewrite states no budget, or an exact one states one.
     """
-    if (budget is None) == (numerics is Numerics.APPROXIMATE):
-        raise ValueError(f"an approximate rewrite states its budget and no other does, got {budget} for {numerics}")
+    if (numerics is Numerics.APPROXIMATE and budget is None) or (numerics is Numerics.EXACT and budget is not None):
+        raise ValueError(f"an approximate rewrite states its budget and no exact one does, got {budget} for {numerics}")
     start = time.perf_counter()
-    found = _validate(before, after, numerics, budget or (FOLDED if numerics is Numerics.EXACT else REASSOCIATED))
+    tolerance = budget or (FOLDED if numerics is Numerics.EXACT else REASSOCIATED)
+    found = _validate(before, after, numerics, tolerance, is_narrow=budget is not None)
     return Validation(found.status, found.error, time.perf_counter() - start, found.where)
 
 
@@ -114,7 +115,7 @@ class Reference:
 
 
 # ------------------------------------------------------------------------------------------------- the comparison
-def _validate(before: Graph, after: Graph, numerics: Numerics, tolerance: float) -> Validation:
+def _validate(before: Graph, after: Graph, numerics: Numerics, tolerance: float, *, is_narrow: bool) -> Validation:
     if _signature(before) != _signature(after):
         return Validation("invalid", None, 0.0, f"it takes {_signature(before)} and became {_signature(after)}")
     before, after = _runnable(before), _runnable(after)
@@ -127,11 +128,11 @@ def _validate(before: Graph, after: Graph, numerics: Numerics, tolerance: float)
             plain = before, after = shrink(*plain, lambda *pair: _is_small(*pair, share=SHRINKING))
     except CannotShrink as error:
         return Validation("unvalidated", None, 0.0, str(error))
-    return _compare(before, after, plain, numerics, tolerance)
+    return _compare(before, after, plain, numerics, tolerance, is_narrow=is_narrow)
 
 
 def _compare(
-    before: Graph, after: Graph, plain: tuple[Graph, Graph], numerics: Numerics, tolerance: float
+    before: Graph, after: Graph, plain: tuple[Graph, Graph], numerics: Numerics, tolerance: float, *, is_narrow: bool
 ) -> Validation:
     worst, where, num_defined = 0.0, "", 0
     wide_before, wide_after = map(Reference, plain)
@@ -139,7 +140,7 @@ def _compare(
         arguments = random_arguments(plain[0], trial)
         try:
             expected = wide_before(arguments)
-            found = None if numerics is Numerics.APPROXIMATE else wide_after(arguments)
+            found = None if is_narrow else wide_after(arguments)
         except Exception as error:  # whatever an operation raises in dtypes it was not written for
             return Validation("unvalidated", None, 0.0, f"does not run in float64: {_one_line(error)}")
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from fastgpt_jax.artifact.executable import compiler_versions
+from fastgpt_jax.kernels.cpu.library import interface
 
 _CPU_FEATURES = re.compile(
     r"sse.*|ssse3|avx.*|amx.*|fma|fma4|f16c|bmi[12]|abm|adx|aes|sha_ni|gfni|vaes|vpclmulqdq|pclmulqdq|popcnt|movbe|xop"
@@ -30,6 +31,7 @@ class Environment:
       device_kind: The device's own name.
       device_count: Devices the program runs on, or devices there are.
       cpu_features: Instruction sets, for programs of the CPU; empty for others.
+      cpu_kernels: Interface of the native CPU kernels that programs call, or can call here; empty for none.
     """
 
     jax: str
@@ -39,6 +41,7 @@ class Environment:
     device_kind: str
     device_count: int
     cpu_features: tuple[str, ...]
+    cpu_kernels: str = ""
 
     def mismatches(self, here: Environment) -> tuple[str, ...]:
         """What keeps code made for this environment from running `here`, a clause a field."""
@@ -52,11 +55,14 @@ class Environment:
         missing = [name for name in self.cpu_features if name not in here.cpu_features]
         if missing and here.platform == self.platform:
             found.append(f"cpu_features lack {', '.join(missing)}, which the artifact was made with")
+        if self.cpu_kernels and self.cpu_kernels != here.cpu_kernels:
+            is_now = f"are version {here.cpu_kernels}" if here.cpu_kernels else "cannot be used"
+            found.append(f"cpu_kernels {is_now} here, the artifact was made with version {self.cpu_kernels}")
         return tuple(found)
 
 
 def current_environment(device_count: int | None = None) -> Environment:
-    """This process's environment; starts JAX's backend.
+    """This process's environment; starts JAX's backend, and on CPU makes the native kernels known to it.
 
     Args:
       device_count: Devices that are to be used; None counts those there are.
@@ -68,6 +74,7 @@ def current_environment(device_count: int | None = None) -> Environment:
         device_kind=device.device_kind,
         device_count=len(jax.devices()) if device_count is None else device_count,
         cpu_features=read_cpu_features() if device.platform == "cpu" else (),
+        cpu_kernels=interface() if device.platform == "cpu" else "",
     )
 
 

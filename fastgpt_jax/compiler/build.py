@@ -58,6 +58,7 @@ from fastgpt_jax.compiler.distribution import array_type, spec_of_array
 from fastgpt_jax.compiler.entry_point import TracedEntryPoint
 from fastgpt_jax.compiler.memory_plan import check_built, peak_bytes
 from fastgpt_jax.errors import UserError
+from fastgpt_jax.kernels.cpu.library import TARGET_PREFIX
 from fastgpt_jax.tokenizer.tokenizer import Tokenizer
 from passes.manager import PassStatistics
 
@@ -138,7 +139,7 @@ def build_artifact(
         manifest = Manifest(
             format=FORMAT,
             producer=importlib.metadata.version("fastgpt-jax"),
-            environment=builder.environment,
+            environment=_needed(builder.environment, entries),
             model=ModelRecord(
                 name=name,
                 digest=digest_bytes("".join(digest for file in files for digest in file.sha256).encode()),
@@ -277,7 +278,7 @@ class _Builder:
         placed = [array_type(x) for group in traced.arguments for x in group]
         # Constraints on placement are not in the portable program.
         constraints = traced.jitted.lower(*traced.arguments).as_text() if self._compiled.distribution.mesh_axes else ""
-        digest = self._digest(portable + json.dumps([encode(placed), constraints]).encode())
+        digest = self._digest(portable + json.dumps([encode(placed), constraints, traced.native]).encode())
         program = self._program(name, digest, compile_step)
         outputs = jax.eval_shape(traced.jitted, *traced.arguments)[0]
         return EntryPointRecord(
@@ -384,6 +385,12 @@ def _write_tokenizer(folder: Path, tokenizer: Any, chat_template: str | None) ->
 def _weight(store: Any, name: str) -> Weight:
     array = store[name]
     return Weight(name, tuple(array.shape), str(array.dtype), spec_of_array(array), lambda: np.asarray(array))
+
+
+def _needed(environment: Environment, entries: Sequence[EntryPointRecord]) -> Environment:
+    """The environment as far as programs need it: native kernels only where one calls them."""
+    is_native = any(name.startswith(TARGET_PREFIX) for entry in entries for name in entry.program.work.libraries)
+    return environment if is_native else dataclasses.replace(environment, cpu_kernels="")
 
 
 def _work(compiled: jax.stages.Compiled) -> WorkRecord:

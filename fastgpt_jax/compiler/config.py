@@ -65,7 +65,7 @@ class CompileConfig:
     traffic: Traffic | None = None
     max_logprobs: int = 20
     arguments: Mapping[str, str] = field(default_factory=dict)
-    pipeline: str = "simplify,attention,select"
+    pipeline: str = "simplify,attention,weight_rows,attend_pages,select"
     pass_options: PassOptions = PassOptions()
     unroll_layers: bool | None = None
     tensor_parallel_size: int = 1

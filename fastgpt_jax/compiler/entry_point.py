@@ -28,7 +28,7 @@ from passes.lift_constants import lift_constants
 from passes.manager import PassManager, PassStatistics
 from passes.reader import trace
 from passes.replay import evaluate
-from passes.select import deselect
+from passes.select import deselect, unportable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ class TracedEntryPoint:
       weights: Names of the weights it reads, in order.
       passes: What each pass of the pipeline did.
       cost: FLOPs and bytes of a step after the passes.
+      native: The operations that run as code of one platform, in order; `portable` has their meanings instead.
     """
 
     key: EntryPointKey
@@ -51,6 +52,7 @@ class TracedEntryPoint:
     weights: tuple[str, ...]
     passes: tuple[PassStatistics, ...]
     cost: Cost
+    native: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,7 @@ def trace_entry_point(
         tuple(weights),
         statistics,
         graph_cost(parts.step),
+        tuple(op.name for op in unportable(parts.step, TABLE)),
     )
 
 

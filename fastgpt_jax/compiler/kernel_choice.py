@@ -16,17 +16,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fastgpt_jax.compiler import cpu_kernels
 from fastgpt_jax.kernels.attention import IMPLEMENTATIONS, AttentionSpec, xla_blocked
 from fastgpt_jax.kernels.attention import attention as run_kernel
+from passes.attend_pages import ATTEND_PAGES, attend_pages
 from passes.attention.expression import Expression
 from passes.attention.kernel_form import KernelForm, NoForm, fill_empty, kernel_form
 from passes.block_lists import block_list
 from passes.fusion.merge_projections import CutOf, merge_projections
-from passes.graph import Op
+from passes.graph import Graph, Op
 from passes.numerics import Numerics
 from passes.ops.attention import attention_p
 from passes.registry import PASSES, Pass
+from passes.result import PassResult
 from passes.select import PLAIN, SELECT, Candidate, Table, Target, make_implementation, select
+from passes.weight_rows import WEIGHT_ROWS, weight_rows
 
 EXPECTED_FILL = 0.5
 """The share of blocks that are visited of those that numbers of a request may leave out."""
@@ -152,9 +156,29 @@ TABLE: Table = MappingProxyType(
             _attention_kernel("xla_blocked", "cpu", seconds=_blocked_seconds, is_portable=True),
             Candidate(PLAIN, seconds=_plain_seconds),
         ),
+        "weight_dot": (cpu_kernels.WEIGHT_DOT, Candidate(PLAIN)),
+        "quantized_dot": (cpu_kernels.QUANTIZED_DOT, Candidate(PLAIN)),
     }
 )
-"""`quantized_dot` has one implementation, and so has every other operation of ours: their meaning."""
+"""Every other operation of ours has one implementation: its meaning."""
+
+
+def _leave(graph: Graph, counter: Any = None) -> PassResult:
+    """What prepares for kernels does nothing where there are none."""
+    return PassResult()
+
+
+def target_notes(target: Target) -> dict[str, str]:
+    """What a user must know of the kernels of a target: that the CPU's cannot be used, and what that costs."""
+    if target.platform != cpu_kernels.PLATFORM or target.num_devices > 1:
+        return {}
+    reason = cpu_kernels.refusal(target)
+    cost = "products and attention run through XLA, several times slower with quantized weights"
+    return {"cpu_kernels": f"{reason}: {cost}"} if reason else {}
+
+
+TARGET_PASSES = (WEIGHT_ROWS, ATTEND_PAGES, SELECT)
+"""The passes that prepare for kernels, and choose them."""
 
 
 def target_passes(target: Target, cut_of: CutOf | None = None) -> dict[str, Pass]:
@@ -164,14 +188,19 @@ def target_passes(target: Target, cut_of: CutOf | None = None) -> dict[str, Pass
       cut_of: How the devices share each parameter, where there are several.
     """
     shared = f"{target.num_devices} devices" if target.num_devices > 1 else ""
+    rows, pages = partial(weight_rows, refusal=partial(cpu_kernels.refuses_rows, target)), attend_pages
+    if cpu_kernels.refusal(target):
+        rows = pages = _leave
     passes = [
+        Pass(WEIGHT_ROWS, rows, Numerics.REASSOCIATES, is_counted=True),
+        Pass(ATTEND_PAGES, pages, Numerics.REASSOCIATES, is_counted=True),
         Pass(
             SELECT,
             partial(select, table=TABLE, target=target),
             Numerics.REASSOCIATES,
             is_counted=True,
             detail=f"{target.platform}, {shared}" if shared else target.platform,
-        )
+        ),
     ]
     if shared:
         merge = partial(merge_projections, num_shards=target.num_devices, cut_of=cut_of)

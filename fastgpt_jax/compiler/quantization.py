@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from fastgpt_jax.compiler.kernel_choice import target_passes
+from fastgpt_jax.compiler.kernel_choice import TARGET_PASSES, target_passes
 from fastgpt_jax.errors import UserError
 from passes.fusion.merge_projections import CutOf
 from passes.graph import Graph
@@ -48,7 +48,7 @@ def all_rules(scheme: str | None, rules: Rules) -> Rules:
 def make_pipeline(
     text: str, scheme: str | None, rules: Rules, target: Target | None = None, cut_of: CutOf | None = None
 ) -> tuple[Pass, ...]:
-    """The passes of a compile. Weights are quantized at the end, or where the text says.
+    """The passes of a compile. Weights are quantized before what depends on the target, or where the text says.
 
     Args:
       target: What is compiled for; by default one device of JAX's default backend.
@@ -67,7 +67,8 @@ def make_pipeline(
     registry = make_registry([*known.values(), entry])
     names = [name.strip() for name in text.split(",") if name.strip()]
     if PASS not in names:
-        names += [PASS, "simplify"]
+        at = next((i for i, name in enumerate(names) if name in TARGET_PASSES), len(names))
+        names[at:at] = [PASS, "simplify"]
     return parse_pipeline(",".join(names), registry)
 
 

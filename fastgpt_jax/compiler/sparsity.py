@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from fastgpt_jax.compiler.kernel_choice import TARGET_PASSES
 from fastgpt_jax.errors import UserError
 from passes.attention.rewrite import attention
 from passes.extract import clone
@@ -24,7 +25,7 @@ from passes.sparse_attention.parser import parse_sparsity
 from passes.sparse_attention.sparse_attention import choose, sparse_attention
 
 PASS = "sparse_attention"
-_BEHIND = ("select", "quantize_weights")
+_BEHIND = ("quantize_weights", *TARGET_PASSES)
 """Passes that come after attention is made sparse."""
 
 

@@ -37,7 +37,7 @@ def quantized_dot(
     packing: Packing,
     num_batch: int = 0,
     precision: Any = None,
-    preferred_element_type: Any = None,
+    dtype: Any = None,
 ) -> Any:
     """The product of `x` with quantized weights.
 
@@ -47,7 +47,7 @@ def quantized_dot(
       scale: `[*batch, O, C]`.
       origin: What was quantized, `[*batch, O, K]`; only gradients look at it.
       num_batch: Number of leading axes that `x` and the weights share.
-      preferred_element_type: Of the result; by default that of `x`.
+      dtype: Of the result; by default that of `x`.
 
     Returns: `[*batch, ..., O]`.
     """
@@ -58,7 +58,7 @@ def quantized_dot(
         packing=packing,
         num_batch=num_batch,
         precision=precision,
-        preferred_element_type=jnp.dtype(preferred_element_type or x.dtype),
+        preferred_element_type=jnp.dtype(dtype or x.dtype),
     )
     return out
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from jax import lax
@@ -26,6 +27,11 @@ Replacement = tuple[Callable[..., Any], Value]
 
 def product(site: Site, scheme: Scheme, packing: Packing) -> Replacement:
     """The product of a site as a `quantized_dot`."""
+    return product_in_rows(site, partial(quantized_dot, scheme=scheme, packing=packing))
+
+
+def product_in_rows(site: Site, multiply: Callable[..., Any]) -> Replacement:
+    """The product of a site by `multiply(x [*batch, ..., K], *stored, num_batch=, precision=, dtype=)`."""
     op, view = site.op, site.view
     contracted, batch = op.params["dimension_numbers"]
     taken = (*contracted[site.operand], *batch[site.operand])
@@ -42,16 +48,7 @@ def product(site: Site, scheme: Scheme, packing: Packing) -> Replacement:
     dtype, precision = op.result.dtype, op.params["precision"]
 
     def fn(x: Any, *stored_weight: Any) -> Any:
-        out = quantized_dot(
-            to_rows(x),
-            *stored_weight,
-            scheme=scheme,
-            packing=packing,
-            num_batch=num_batch,
-            precision=precision,
-            preferred_element_type=dtype,
-        )
-        return to_result(out)
+        return to_result(multiply(to_rows(x), *stored_weight, num_batch=num_batch, precision=precision, dtype=dtype))
 
     return fn, op.operands[1 - site.operand]
 

@@ -16,6 +16,9 @@ import jax
 
 NAME = "_native"
 PLATFORM = "cpu"
+INTERFACE = "1"
+"""What the targets are called, take, give and mean; another one wherever machine code that calls them must not run."""
+TARGET_PREFIX = "fastgpt_"
 
 
 def unusable_reason() -> str | None:
@@ -31,6 +34,11 @@ def register() -> None:
     """
     if reason := unusable_reason():
         raise NotImplementedError(reason)
+
+
+def interface() -> str:
+    """The interface of the kernels that can be used here; empty where none can."""
+    return "" if unusable_reason() else INTERFACE
 
 
 def isa() -> str:

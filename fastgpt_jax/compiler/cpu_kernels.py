@@ -1,0 +1,126 @@
+"""The native CPU kernels as implementations of operations of ours: candidates of `select`, and what they want.
+
+Knows the kernels and no graph. The one idea: whether they can be used is one answer for a whole compile, so that
+weights are laid out for them once, whatever the step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from fastgpt_jax.kernels.cpu import library
+from passes.graph import Op
+from passes.ops.quantized_dot import quantized_dot_p
+from passes.ops.weight_dot import weight_dot_p
+from passes.quantization.packing import Packing
+from passes.quantization.schemes import Scheme
+from passes.select import Candidate, Target, make_native_implementation
+
+try:
+    from fastgpt_jax.kernels.cpu import dot
+except ImportError:
+    dot = None
+
+NAME = "cpu"
+PLATFORM = "cpu"
+SMALL_CHANNELS = 96
+SMALL_ROWS = 8
+"""Channels and rows of the instance on which a product is validated: more than any tile of a kernel takes."""
+BUDGET = {"float32": 2e-5, "bfloat16": 2e-2}
+"""The largest relative error of a result, by dtype: sums of some thousand products, rounded to the result."""
+ROUNDED_BUDGET = 2e-2
+"""The same where activations are rounded to int8, since one that lies between two numbers may become the other."""
+
+
+def refusal(target: Target) -> str | None:
+    """Why the native kernels do not run what is compiled for a target; None where they do."""
+    if target.platform != PLATFORM:
+        return f"the native kernels run on {PLATFORM}, and this is for {target.platform}"
+    if target.num_devices > 1:
+        return f"the native kernels know one device, and {target.num_devices} share the work"
+    if dot is None:
+        return "no dot yet"
+    return library.unusable_reason()
+
+
+def _budget(op: Op) -> float:
+    return max(BUDGET.get(str(v.dtype), 0.0) for v in (op.operands[0], op.results[0]))
+
+
+def _quantized_budget(op: Op) -> float:
+    return _budget(op) if op.params["scheme"].activation is None else ROUNDED_BUDGET
+
+
+# --------------------------------------------------------------------------------------- products
+def refuses_rows(target: Target, x: Any, rows: Any) -> str | None:
+    """Why no kernel takes weights in these rows; the number of rows of `x` is no matter."""
+    if reason := refusal(target):
+        return reason
+    if len(rows.shape) != 2:
+        return f"kernels take one matrix, and there are {math.prod(rows.shape[:-2])}"
+    return dot.weight_dot_refusal(x.shape[-1], rows.shape[0], x.dtype, rows.dtype)
+
+
+def _weight_dot(x: Any, rows: Any, *, preferred_element_type: Any, **_: Any) -> list[Any]:
+    return [dot.weight_dot(x, rows, out_dtype=preferred_element_type)]
+
+
+def _weight_dot_declines(op: Op, target: Target) -> str | None:
+    x, rows = op.operands
+    return refuses_rows(target, x.aval, rows.aval)
+
+
+def _quantized_dot(
+    x: Any, qvalue: Any, scale: Any, *_: Any, scheme: Scheme, preferred_element_type: Any, **__: Any
+) -> list[Any]:
+    how = {"activation": scheme.activation, "out_dtype": preferred_element_type}
+    if scheme.bits == 4:
+        return [dot.int4_dot(x, qvalue, scale, group_size=scheme.group_size, **how)]
+    return [dot.int8_dot(x, qvalue, scale, **how)]
+
+
+def _quantized_dot_declines(op: Op, target: Target) -> str | None:
+    if reason := refusal(target):
+        return reason
+    x, qvalue, scale = op.operands[:3]
+    scheme: Scheme = op.params["scheme"]
+    packing: Packing = op.params["packing"]
+    if op.params["num_batch"]:
+        return "kernels take one matrix, and this has several"
+    if packing.name != "xla":
+        return f"weights are packed for {packing.name}"
+    if len(op.operands) > 3:
+        return "its float weights are kept for gradients"
+    if not scheme.dtype.startswith("int"):
+        return f"kernels take int8 and int4, and this is {scheme.dtype}"
+    if scheme.bits == 4:
+        return dot.int4_dot_refusal(x, qvalue, scale, group_size=scheme.group_size, activation=scheme.activation)
+    return dot.int8_dot_refusal(x, qvalue, scale, activation=scheme.activation)
+
+
+def _small_product(op: Op) -> Sequence[Any]:
+    """The shapes of a product with few channels and rows; K stays, since it decides how sums are cut."""
+    x, *weights = op.operands
+    rows = min(SMALL_ROWS, math.prod(x.shape[:-1]))
+    small = [jax.ShapeDtypeStruct((rows, x.shape[-1]), x.dtype)]
+    return small + [jax.ShapeDtypeStruct((min(SMALL_CHANNELS, w.shape[0]), *w.shape[1:]), w.dtype) for w in weights]
+
+
+def candidate(
+    op: Any,
+    call: Callable[..., Any],
+    declines: Callable[[Op, Target], str | None],
+    shrink: Callable[[Op], Sequence[Any]],
+    budget: Callable[[Op], float],
+) -> Candidate:
+    """A native implementation of `op`."""
+    primitive = make_native_implementation(op, NAME, call)
+    return Candidate(NAME, primitive, declines, is_portable=False, budget=budget, shrink=shrink)
+
+
+WEIGHT_DOT = candidate(weight_dot_p, _weight_dot, _weight_dot_declines, _small_product, _budget)
+QUANTIZED_DOT = candidate(quantized_dot_p, _quantized_dot, _quantized_dot_declines, _small_product, _quantized_budget)

@@ -1,0 +1,151 @@
+"""Makes attention one operation with the writing and reading of cached rows, so that a kernel reads pages in place.
+
+Matches: `attention` whose keys and values are what two `kv_update_read` of the same positions and pages read, behind
+reshapes and the guard that reads rows nobody has written as row 0. Does not match: keys or values that are computed
+from cached rows; rows of which heads are not the leading dimension; queries that are not the new rows. Must run after:
+`attention`. Numerics: reassociates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax.numpy as jnp
+
+from passes.attention.expression import Expression, Index, walk
+from passes.dce import dce
+from passes.graph import Graph, Op, Value
+from passes.numerics import Numerics
+from passes.ops.paged_attention import Operands, paged_attention
+from passes.patterns.driver import Editor, bodies_of, make_rewrite
+from passes.result import PassResult, Remark
+from passes.rewrite import Rewrite, RewriteCounter
+
+ATTEND_PAGES = "attend_pages"
+_VIEWS = frozenset({"reshape", "squeeze", "expand_dims", "copy", "copy_p"})
+"""Operations that keep the order of numbers in memory."""
+
+
+class _Miss(Exception):
+    """Why an attention stays as it is."""
+
+
+def attend_pages(graph: Graph, counter: RewriteCounter | None = None) -> PassResult:
+    """Rewrites in place, loop bodies too."""
+    counter = counter or RewriteCounter()
+    rewrites, remarks = list[Rewrite](), list[Remark]()
+    for body in bodies_of(graph):
+        editor = Editor(body)
+        for op in [op for op in body.ops if op.name == "attention"]:
+            try:
+                rewrites += _rewrite(editor, op, counter)
+            except _Miss as miss:
+                remarks.append(Remark.at(op, str(miss)))
+        editor.finish()
+    if rewrites:
+        dce(graph)
+    return PassResult(len(rewrites), tuple(remarks), tuple(rewrites))
+
+
+@dataclass(frozen=True)
+class _Cached:
+    """Rows that an attention reads out of a cache."""
+
+    read: Op
+    lengths: Value
+
+    @property
+    def shared(self) -> tuple[Any, ...]:
+        """Positions, pages and layers, which keys and values have in common."""
+        return tuple(v if v.const is None else v.const.tobytes() for v in self.read.operands[2:])
+
+
+def _rewrite(editor: Editor, op: Op, counter: RewriteCounter) -> list[Rewrite]:
+    query, key, value, *rest = op.operands
+    keys, values = _cached(key), _cached(value)
+    if keys.shared != values.shared or keys.lengths is not values.lengths:
+        raise _Miss("keys and values are rows of different positions, pages or layers")
+    positions, (R, T, N, H) = keys.read.operands[2], query.shape
+    num_new = positions.shape[1]
+    if T != num_new and (num_new != 1 or _reads_queries(op.params["score"], rest)):
+        raise _Miss(f"it has {T} queries and {num_new} new rows a request")
+    num_kv_heads, num_leaves = key.shape[2], op.params["num_leaves"]
+    ways = {name: op.params[name] for name in ("score", "core_dtype", "weight_dtype", "out_dtype")}
+    pools = [keys.read.operands[0], values.read.operands[0]]
+    new = [keys.read.operands[1], values.read.operands[1]]
+    flat = [query, pools[0], new[0], pools[1], new[1], *keys.read.operands[2:4], keys.lengths]
+    flat += [*keys.read.operands[4:], *rest]
+    roots = [op.result, keys.read.results[1], values.read.results[1]]
+    operands = list(dict.fromkeys(v for v in flat if v.const is None))
+    gone = editor.dying(roots, operands)
+    if not {op, keys.read, values.read} <= gone:
+        raise _Miss("the cached rows are read elsewhere too")
+
+    def compute(*arrays: Any) -> list[Any]:
+        by_value = dict(zip(operands, arrays, strict=True))
+        taken = [by_value[v] if v.const is None else jnp.asarray(v.const) for v in flat]
+        given = Operands.of(taken, num_layers=len(keys.read.operands) - 4, num_leaves=num_leaves)
+        if T != num_new:  # heads that share keys came as queries of their own
+            sinks = [x.swapaxes(1, 2).reshape(x.shape[0], 1, -1) for x in given.sinks]
+            given = replace(given, query=given.query.swapaxes(1, 2).reshape(R, 1, T * N, H), sinks=sinks)
+        out, *pools = paged_attention(given, num_keys=key.shape[1], num_kv_heads=num_kv_heads, **ways)
+        if T != num_new:
+            out = out.reshape(R, N, T, out.shape[-1]).swapaxes(1, 2)
+        return [out, *pools]
+
+    rewrite = make_rewrite(ATTEND_PAGES, Numerics.REASSOCIATES, compute, operands, roots)
+    if not counter.allows(ATTEND_PAGES, rewrite.source):
+        return []
+    editor.replace(rewrite, operands, roots)
+    return [rewrite]
+
+
+def _reads_queries(score: Expression, arrays: list[Value]) -> bool:
+    """Whether scores depend on which query it is."""
+    by_index = any(isinstance(node, Index) and node.role in ("t", "n") for node in walk(score))
+    return by_index or any(leaf.shape[1] > 1 or (leaf.aval.ndim > 2 and leaf.shape[2] > 1) for leaf in arrays)
+
+
+def _cached(value: Value) -> _Cached:
+    """The rows that `[R, S, K, H]` are."""
+    shape = value.shape
+    guard = _behind_views(value)
+    if guard is None or guard.name != "select_n" or len(guard.operands) != 3:
+        raise _Miss("its keys or values are not rows of a cache as they are")
+    condition, missing, view = guard.operands
+    read = view.op
+    if read is None or read.name != "kv_update_read" or view is not read.results[0] or read.params["length"] is None:
+        raise _Miss("its keys or values are not rows of a cache as they are")
+    row = [size for size in view.shape[2:] if size != 1]
+    if view.shape[:2] != shape[:2] or row != [size for size in shape[2:] if size != 1]:
+        raise _Miss(f"rows of {view.shape[2:]} are read as {shape[2:]}")
+    if view not in _sources(missing):
+        raise _Miss("rows that nobody has written are not read as row 0")
+    return _Cached(read, _bound(condition, shape[0]))
+
+
+def _behind_views(value: Value) -> Op | None:
+    while value.op is not None and value.op.name in _VIEWS:
+        value = value.op.operands[0]
+    return value.op
+
+
+def _sources(value: Value) -> list[Value]:
+    """The value behind slices and broadcasts."""
+    while value.op is not None and value.op.name in (*_VIEWS, "broadcast_in_dim", "slice"):
+        value = value.op.operands[0]
+    return [value]
+
+
+def _bound(condition: Value, num_requests: int) -> Value:
+    """`lengths [R]` of `arange < lengths`."""
+    (compared,) = _sources(condition)
+    if compared.op is None or compared.op.name != "lt":
+        raise _Miss("which rows are there is not said by a length")
+    bound = compared.op.operands[1]
+    while bound.op is not None and bound.shape != (num_requests,) and bound.op.name in (*_VIEWS, "broadcast_in_dim"):
+        bound = bound.op.operands[0]
+    if bound.shape != (num_requests,) or bound.const is not None:
+        raise _Miss("which rows are there is not said by a length of each request")
+    return bound
