@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from passes.attention.expression import Role
+from passes.attention.expression import Expression, Role
 from passes.attention.lift import Roles
+from passes.attention.predicates import linear, roles_of
 from passes.attention.recognize import Attention, NoMatch, Product
+from passes.attention.simplify_mask import decompose
 from passes.axes import Axes, Axis, View, size_of
+from passes.masks import And, KeyLength, Mask, Not, Or
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,21 @@ class Layout:
         return Roles(self.axes, of)
 
 
-def find_layout(found: Attention, products: Sequence[Product], values: View, masked: Sequence[Axis]) -> Layout:
+def find_layout(
+    found: Attention,
+    products: Sequence[Product],
+    values: View,
+    masked: Sequence[Axis],
+    *,
+    is_one_position: bool = False,
+) -> Layout:
     """Divides the axes among the roles.
 
     Args:
       products: Those whose sum enters the scores.
       values: What the weights meet.
       masked: Axes that masks vary along beside the keys': one of them tells queries from heads that share keys.
+      is_one_position: Whether no axis counts queries, so that all that queries alone have are heads.
 
     Raises:
       NoMatch: An axis fits no role, so that this is no attention.
@@ -72,10 +83,32 @@ def find_layout(found: Attention, products: Sequence[Product], values: View, mas
         raise NoMatch("the result has other axes than queries and values", op, near=True)
     shared = sorted((a for a in query if a in key or a in value), key=result.index)
     free = sorted((a for a in query if a not in shared), key=result.index)
-    queries = _queries(free, masked, size_of(keys))
+    queries = () if is_one_position else _queries(free, masked, size_of(keys))
     groups = tuple(a for a in free if a not in queries)
     batch, kv_heads = _requests_and_heads(shared, masked, has_groups=bool(groups))
     return Layout(axes, batch, queries, kv_heads, groups, keys, widths, value_width)
+
+
+def is_at_one_position(score: Expression) -> bool:
+    """Whether queries stand at one position, which the scores know as a number of the request.
+
+    In a step of one token `k <= start` bounds the keys, and no axis of the queries enters the mask: what was taken for
+    one counts heads that share keys. A bound of the very number that is given is the length of a padded sequence,
+    whose queries may stand anywhere.
+    """
+    if "t" in roles_of(score):
+        return False
+    form = decompose(score)
+    bounds = () if form is None else (linear(form.leaves[n]) for n in length_leaves(form.mask))
+    return any(bound is not None and bound.const != 0 for bound in bounds)
+
+
+def length_leaves(mask: Mask) -> Iterator[int]:
+    """The leaves that bound the keys of a request."""
+    if isinstance(mask, KeyLength):
+        yield mask.leaf
+    for inner in mask.terms if isinstance(mask, And | Or) else (mask.mask,) if isinstance(mask, Not) else ():
+        yield from length_leaves(inner)
 
 
 def _requests_and_heads(

@@ -21,7 +21,7 @@ import numpy as np
 
 from passes import compat
 from passes.attention.expression import Expression
-from passes.attention.layout import Layout, find_layout
+from passes.attention.layout import Layout, find_layout, is_at_one_position
 from passes.attention.lift import Lifting
 from passes.attention.recognize import Attention, NoMatch, find_products, recognize
 from passes.attention.scores import find_core, masked_axes, score_expression
@@ -80,9 +80,14 @@ def _rewrite_at(editor: Editor, op: Op, counter: RewriteCounter) -> Rewrite:
     # By what lies behind repeats and broadcasts: heads that share keys are known by the axis that the keys lack.
     parts = zip(core.products, queries, keys, strict=True)
     products = [dataclasses.replace(p, first=query.view, second=key.view) for p, query, key in parts]
-    layout = find_layout(found, products, values.view, masked_axes(found, core))
+    masked = masked_axes(found, core)
+    layout = find_layout(found, products, values.view, masked)
     lifting = Lifting(layout.roles())
     score = score_expression(found, core, lifting)
+    if layout.queries and is_at_one_position(score):
+        layout = find_layout(found, products, values.view, masked, is_one_position=True)
+        lifting = Lifting(layout.roles())
+        score = score_expression(found, core, lifting)
     leaves = [_Operand(view, view.value.dtype) for view in lifting.leaves]
     everything = [*queries, *keys, values, *leaves, *sinks]
     operands = list(dict.fromkeys(o.view.value for o in everything if o.view.value.const is None))

@@ -60,21 +60,13 @@ def _predicate(mask: Mask, query: Expression, key: Expression) -> Expression:
 
 def of_heads(score: Expression, first: int) -> Expression:
     """The scores of an operation whose head 0 is head `first`."""
-    return _with_head(score, lax.add_p, first) if first else score
 
-
-def of_groups(score: Expression, size: int) -> Expression:
-    """The scores of an operation of which `size` heads each are one head."""
-    return _with_head(score, lax.div_p, size)
-
-
-def _with_head(score: Expression, primitive: Any, number: int) -> Expression:
     def changed(node: Expression) -> Expression | None:
         if isinstance(node, Index) and node.role == "n":
-            return Apply(primitive, (), (node, Constant(number, node.dtype)))
+            return Apply(lax.add_p, (), (node, Constant(first, node.dtype)))
         return None
 
-    return rewrite(score, changed)
+    return rewrite(score, changed) if first else score
 
 
 def score_dtype(score: Expression, core_dtype: Any, leaf_dtypes: Sequence[Any]) -> Any:

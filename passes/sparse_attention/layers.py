@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from passes.graph import Graph, Op
-from passes.sparse_attention.query_positions import num_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +26,8 @@ class AttentionLayers:
 
     @property
     def num_heads(self) -> int:
-        """Query heads, those among them that were taken for queries."""
-        _, T, N, _ = self.op.operands[0].shape
-        return T // num_positions(self.op) * N
+        """Query heads."""
+        return self.op.operands[0].shape[2]
 
     @property
     def layer_text(self) -> str:

@@ -30,7 +30,7 @@ from passes.result import PassResult, Remark
 from passes.rewrite import RewriteCounter
 from passes.sparse_attention.layers import AttentionLayers, find_layers
 from passes.sparse_attention.merge_reads import merge_reads
-from passes.sparse_attention.query_positions import decompose_at, num_positions
+from passes.sparse_attention.query_positions import decompose_at
 from passes.sparse_attention.read_positions import ReadPositions, with_positions
 from passes.sparse_attention.rows import Demand, NotByRows, RowProgram
 from passes.sparse_attention.support import find_support
@@ -97,7 +97,7 @@ class _Site:
 def _find(item: AttentionLayers) -> _Site | Remark | None:
     """The site; a remark where a narrow mask could not be made use of; None where there is nothing to do."""
     op = item.op
-    T, S = num_positions(op), op.operands[1].shape[1]
+    T, S = op.operands[0].shape[1], op.operands[1].shape[1]
     form = decompose_at(op)
     support = None if form is None else find_support(form.mask)
     if form is None or support is None or not support.num_rows(T):

@@ -8,12 +8,12 @@ the number is a position, and the comparison is one of distances.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 from jax import lax
 
 from passes.attention.expression import Apply, Constant, Expression
-from passes.attention.predicates import linear, roles_of
+from passes.attention.layout import length_leaves
+from passes.attention.predicates import linear
 from passes.attention.simplify_mask import Decomposed, decompose
 from passes.graph import Op
 from passes.masks import And, KeyLength, Mask, Not, Offset, Or, all_of, any_of
@@ -21,25 +21,12 @@ from passes.masks import And, KeyLength, Mask, Not, Offset, Or, all_of, any_of
 _Terms = tuple[tuple[Expression, int], ...]
 
 
-def num_positions(op: Op) -> int:
-    """At how many positions the queries of an attention stand.
-
-    In a step of one token query heads that share keys may have been taken for queries: the scores then know no index of
-    theirs, though they know a length. There may be as many of them as keys, so sizes say nothing.
-    """
-    T, score = op.operands[0].shape[1], op.params["score"]
-    if T == 1 or "t" in roles_of(score):
-        return T
-    form = decompose(score)
-    return T if form is None or not list(_length_leaves(form.mask)) else 1
-
-
 def decompose_at(op: Op) -> Decomposed | None:
     """The scores of an attention taken apart; of one position with it as `query_start`, where one number can be it."""
     form = decompose(op.params["score"])
-    if form is None or num_positions(op) > 1:
+    if form is None or op.operands[0].shape[1] > 1:
         return form
-    lengths = {leaf: linear(form.leaves[leaf]) for leaf in _length_leaves(form.mask)}
+    lengths = {leaf: linear(form.leaves[leaf]) for leaf in length_leaves(form.mask)}
     terms: dict[int, tuple[_Terms, int]] = {n: (x.rest, x.const) for n, x in lengths.items() if x is not None}
     if form.query_start is not None:
         start = linear(form.query_start)
@@ -51,13 +38,6 @@ def decompose_at(op: Op) -> Decomposed | None:
     (rest,) = rests
     offsets = {n: 1 - const for n, (other, const) in terms.items() if other == rest}
     return dataclasses.replace(form, mask=_moved(form.mask, offsets), query_start=_sum(rest))
-
-
-def _length_leaves(mask: Mask) -> Iterator[int]:
-    if isinstance(mask, KeyLength):
-        yield mask.leaf
-    for inner in mask.terms if isinstance(mask, And | Or) else (mask.mask,) if isinstance(mask, Not) else ():
-        yield from _length_leaves(inner)
 
 
 def _moved(mask: Mask, offsets: dict[int, int]) -> Mask:

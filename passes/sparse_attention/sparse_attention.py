@@ -31,7 +31,7 @@ from passes.replacement import replace
 from passes.result import PassResult, Remark
 from passes.rewrite import Rewrite, RewriteCounter
 from passes.sparse_attention.density import blind_query, find_density, without_leaves
-from passes.sparse_attention.expressions import lay_over, of_groups, of_heads, score_dtype
+from passes.sparse_attention.expressions import lay_over, of_heads, score_dtype
 from passes.sparse_attention.language import Choice, Rule, Sparsity, SparsityError
 from passes.sparse_attention.layers import AttentionLayers, find_layers, numbers_text
 from passes.sparse_attention.query_positions import decompose_at
@@ -163,22 +163,8 @@ class _Site:
         return run
 
     def attend(self, query: Any, key: Any, value: Any, leaves: Sequence[Any], sinks: Any | None) -> Any:
-        """The operation in pieces, each with its mask; heads that were taken for queries are heads again."""
-        B, T, N, H = query.shape
-        per_head = self.item.num_heads // N
-        if per_head == 1:
-            return self._attend(self.item.op.params["score"], query, key, value, leaves, sinks)
-        query = query.transpose(0, 2, 1, 3).reshape(B, 1, N * T, H)
-        leaves = [x if x.shape[2] == 1 else jnp.repeat(x, T, axis=2) for x in leaves]
-        if sinks is not None:
-            sinks = jnp.broadcast_to(sinks, (sinks.shape[0], T, N)).transpose(0, 2, 1).reshape(-1, 1, N * T)
-        score = of_groups(self.item.op.params["score"], T)
-        out = self._attend(score, query, key, value, leaves, sinks)
-        return out.reshape(B, N, T, -1).transpose(0, 2, 1, 3)
-
-    def _attend(
-        self, score: Expression, query: Any, key: Any, value: Any, leaves: Sequence[Any], sinks: Any | None
-    ) -> Any:
+        """The operation in pieces, each with its mask."""
+        score = self.item.op.params["score"]
         params = {name: x for name, x in self.item.op.params.items() if name not in ("score", "num_leaves")}
 
         def cut(x: Any, piece: _Piece) -> Any:
@@ -211,14 +197,11 @@ class _Site:
         params = self.item.op.params
         scores = scores_of(query, key, leaves, params["score"], params["core_dtype"])
         B, T, N, S = scores.shape
-        per_head = self.item.num_heads // N
-        position = (self.form.starts(scores.shape, leaves)[:, None] + jnp.arange(T // per_head))[..., None]
+        position = (self.form.starts(scores.shape, leaves)[:, None] + jnp.arange(T))[..., None]
         keys = jnp.arange(S)[None, None]
-        seen = [jnp.broadcast_to(p.asked.contains(position, keys), (B, T // per_head, S)) for p in self.pieces]
+        seen = [jnp.broadcast_to(p.asked.contains(position, keys), (B, T, S)) for p in self.pieces]
         sizes = [p.end - p.first for p in self.pieces]
         by_head = jnp.concatenate([jnp.stack([s] * n, axis=2) for s, n in zip(seen, sizes, strict=True)], axis=2)
-        if per_head > 1:
-            by_head = by_head.reshape(B, N, T, S).transpose(0, 2, 1, 3)
         scores = jnp.where(by_head, scores, -jnp.inf)
         if sinks is not None:
             column = jnp.broadcast_to(sinks[..., None], (B, T, N, 1)).astype(scores.dtype)

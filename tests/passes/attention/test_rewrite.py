@@ -6,6 +6,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from passes.attention.rewrite import attention
@@ -13,6 +14,7 @@ from passes.graph import Graph
 from passes.reader import trace
 from passes.rewrite import RewriteCounter
 from passes.simplify import simplify
+from tests.passes.attention.checking import assert_found
 
 
 def layers(num_layers: int) -> Graph:
@@ -71,3 +73,33 @@ def test_each_attention_is_one_rewrite_and_a_second_run_makes_none():
     result = attention(graph)
     assert result.matched == len(result.rewrites) == 3
     assert attention(graph).matched == 0
+
+
+def _grouped(q, k, v, seen):
+    scores = jnp.where(seen, jnp.einsum("bkgh,bskh->bkgs", q, k), -1e9)
+    return jnp.einsum("bkgs,bskh->bkgh", jax.nn.softmax(scores, axis=-1), v)
+
+
+@pytest.mark.parametrize(("num_shared", "num_keys"), [(3, 5), (5, 5), (7, 5)])
+def test_heads_that_share_keys_are_no_queries_where_the_mask_knows_one_position(num_shared, num_keys):
+    """As in a step of one token; there may be as many heads as keys."""
+    q = np.random.RandomState(0).randn(2, 3, num_shared, 4).astype(np.float32)
+    k, v = np.random.RandomState(1).randn(2, 2, num_keys, 3, 4).astype(np.float32)
+
+    def step(q, k, v, start):
+        return _grouped(q, k, v, (jnp.arange(num_keys) <= start[:, None])[:, None, None])
+
+    args = (q, k, v, np.int32([3, 0]))
+    (op,) = [op for op in assert_found("a step", step, args).ops if op.name == "attention"]
+    assert op.operands[0].shape == (2, 1, 3 * num_shared, 4)
+
+
+def test_queries_of_a_padded_sequence_are_queries():
+    """`k < length` says nothing of where queries stand."""
+    q, k, v = np.random.RandomState(0).randn(3, 2, 3, 5, 4).astype(np.float32)
+
+    def fn(q, k, v, length):
+        return _grouped(q, k.swapaxes(1, 2), v.swapaxes(1, 2), (jnp.arange(5) < length[:, None])[:, None, None])
+
+    (op,) = [op for op in assert_found("padded", fn, (q, k, v, np.int32([3, 5]))).ops if op.name == "attention"]
+    assert op.operands[0].shape == (2, 5, 3, 4)

@@ -109,7 +109,8 @@ def test_reads_narrowed_serve_the_tokens_of_a_mask_over_all_scores():
 def test_a_decode_step_reads_no_more_of_a_longer_context():
     """The page table grows by a number a page, and nothing else does; a mask alone saves nothing."""
     short, long = (compiled_as(llama(), sparse="all: window(8)|sinks(2)", max_model_len=n) for n in (64, 256))
-    dense = compiled_as(llama(), max_model_len=256)
+    # No kernel: one that walks blocks as far as a request has come has a loop whose trips XLA's module does not tell.
+    dense = compiled_as(llama(), max_model_len=256, pipeline="simplify,attention")
     costs = [decode_cost(compiled) for compiled in (short, long, dense)]
     assert costs[0].dot_flops == costs[1].dot_flops < costs[2].dot_flops / 2
     assert abs(costs[1].bytes_read - costs[0].bytes_read) < 4 * 4 * 2 * (256 - 64) / 5
