@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +11,23 @@ MAX_TRANSFER_PAGES = 8
 """Pages that one call moves: enough to be worth a call, few enough to cost little where a single one is copied."""
 SNAPSHOTS_PER_REQUEST = 2
 """Copies of windows and carried values that are kept for prompts to come, for each request that may run."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Rows that a step reads for a new token at position p: from `p - window + 1` on, and the first `num_first`."""
+
+    window: int
+    num_first: int = 0
+
+    def __or__(self, other: Reach) -> Reach:
+        """What covers both."""
+        return Reach(max(self.window, other.window), max(self.num_first, other.num_first))
+
+    def dead_pages(self, num_rows: int, page_size: int) -> range:
+        """Pages that are read neither for the token at position `num_rows` nor for later ones."""
+        first, end = -(-self.num_first // page_size), (num_rows - self.window + 1) // page_size
+        return range(first, max(first, end))
 
 
 @dataclass(frozen=True)
@@ -25,6 +44,7 @@ class CacheEntry:
       source: The user's source line of the value, file name and line.
       scale_dtype: Where rows are stored rounded, of the scale that each vector of their last axis has beside it; None
         where they are stored as they are.
+      reach: Of 'kv', the rows that matter to new tokens; None where all do.
     """
 
     name: str
@@ -35,6 +55,7 @@ class CacheEntry:
     nbytes: int
     source: str
     scale_dtype: str | None = None
+    reach: Reach | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +77,13 @@ class CacheLayout:
     def pages_per_request(self, max_model_len: int) -> int:
         """M, the pages that a request of so many tokens takes."""
         return -(-max_model_len // self.page_size)
+
+    @property
+    def reach(self) -> Reach | None:
+        """The rows that matter to new tokens, in all caches that share pages; None where all do."""
+        reaches = [entry.reach for entry in self.entries if entry.kind == "kv"]
+        known = [reach for reach in reaches if reach is not None]
+        return functools.reduce(operator.or_, known) if known and len(known) == len(reaches) else None
 
     @property
     def transfer_pages(self) -> int:

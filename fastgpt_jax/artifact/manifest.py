@@ -23,7 +23,7 @@ from fastgpt_jax.artifact.executable import ArrayType, Spec
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.generation import GenerationDefaults
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, MANIFEST_DIGEST = "manifest.json", "manifest.sha256"
 
 

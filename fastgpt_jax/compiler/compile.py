@@ -9,22 +9,25 @@ from typing import Any
 
 import jax
 
-from fastgpt_jax.artifact.cache_layout import CacheLayout
+from fastgpt_jax.artifact.cache_layout import CacheLayout, Reach
 from fastgpt_jax.artifact.entry_points import Buckets, EntryPointKey, Variant
 from fastgpt_jax.artifact.step import FlatStep, Step
 from fastgpt_jax.artifact.transfers import MovesPages, make_transfers
 from fastgpt_jax.checkpoint import LoadedModel
 from fastgpt_jax.checkpoint.padding import pad_model
 from fastgpt_jax.compiler.bucket_plan import BucketPlan, plan_buckets
+from fastgpt_jax.compiler.cache_reach import cache_reach
 from fastgpt_jax.compiler.capture import Captured, as_forward, capture
 from fastgpt_jax.compiler.certify import Certificate, certify
 from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.distribution import Distribution, array_type, family_rules, make_distribution
 from fastgpt_jax.compiler.entry_point import TracedEntryPoint, compile_entry_point, trace_entry_point
+from fastgpt_jax.compiler.kernel_choice import target_notes
 from fastgpt_jax.compiler.memory_plan import plan_pages
 from fastgpt_jax.compiler.packing import PackedStore
 from fastgpt_jax.compiler.program import Program, make_program
 from fastgpt_jax.compiler.quantization import make_pipeline, tell_unused
+from fastgpt_jax.compiler.sparsity import PASS as SPARSE_ATTENTION
 from fastgpt_jax.compiler.sparsity import check_sparsity, read_sparsity, with_sparsity
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.generation import GenerationDefaults
@@ -76,8 +79,8 @@ class Compiled(MovesPages):
         pipeline = make_pipeline(
             self.config.pipeline, self.config.quantization, self.config.quantization_rules, target, cut_of
         )
-        pipeline = with_sparsity(pipeline, self.config.sparse, self.max_model_len, self.num_attention_layers)
-        self.manager = PassManager(pipeline, self.config.pass_options)
+        self._pipeline = with_sparsity(pipeline, self.config.sparse, self.max_model_len, self.num_attention_layers)
+        self.manager = PassManager(self._pipeline, self.config.pass_options)
         self.store = PackedStore(leaf_paths(self.captured.params), self.leaves, self.distribution.sharding())
 
     @property
@@ -113,6 +116,11 @@ class Compiled(MovesPages):
     @property
     def layout(self) -> CacheLayout:
         return self.program.layout()
+
+    def cache_reaches(self) -> tuple[Reach | None, ...]:
+        """For each cache of rows, those that matter to new tokens."""
+        params = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in self.captured.graph.inputs[:-1]]
+        return cache_reach(self.program, params, [p for p in self._pipeline if p.name == SPARSE_ATTENTION])
 
     def init_state(self) -> list[Any]:
         """Empty caches for `max_num_seqs` requests."""
@@ -216,6 +224,7 @@ def compile(
     program = dataclasses.replace(exact, row_format=ROW_FORMATS.get(config.kv_cache_dtype))
     distribution.state_specs(program)  # refuses before the work
     notes |= distribution.notes(leaf_paths(params))
+    notes |= target_notes(Target(jax.default_backend(), distribution.num_devices))
     leaves = distribution.place_weights(leaf_paths(params), jax.tree.leaves(params))
     certificate = certify(captured, exact, leaves)
     if certificate.min_first_chunk > max_model_len:
@@ -246,9 +255,20 @@ def compile(
         chat_template=chat_template,
         num_attention_layers=num_attention_layers,
     )
+    compiled.program = program = dataclasses.replace(program, reaches=compiled.cache_reaches())
+    if any(reach is not None for reach in program.reaches):
+        notes["windows"] = _tell_windows(program)
     if config.memory_pool_size is not None or config.gpu_memory_utilization is not None:
         compiled.program = dataclasses.replace(program, num_pages=plan_pages(compiled))
     return compiled
+
+
+def _tell_windows(program: Program) -> str:
+    """What becomes of the rows that windows leave behind."""
+    reach, num_windowed = program.layout().reach, sum(reach is not None for reach in program.reaches)
+    if reach is not None:
+        return f"pages are given back {reach.window} tokens later"
+    return f"{num_windowed} of {len(program.reaches)} caches see windows; the others need all pages, so all are kept"
 
 
 def unrolls_layers(config: CompileConfig) -> bool:

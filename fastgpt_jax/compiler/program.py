@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fastgpt_jax.artifact.cache_layout import CacheEntry, CacheLayout
+from fastgpt_jax.artifact.cache_layout import CacheEntry, CacheLayout, Reach
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling import full, greedy
 from fastgpt_jax.sampling.inputs import SamplerInputs
@@ -59,6 +59,7 @@ class Program:
       num_pages: P, the pages of each pool.
       unroll: Loops over layers are written out.
       row_format: How rows of caches are stored; None as they are.
+      reaches: For each cache of rows those that matter to new tokens; empty where nobody has looked.
     """
 
     graph: Graph
@@ -68,6 +69,7 @@ class Program:
     num_pages: int
     unroll: bool
     row_format: RowFormat | None = None
+    reaches: tuple[Reach | None, ...] = ()
 
     @property
     def kv_states(self) -> list[State]:
@@ -107,8 +109,9 @@ class Program:
         nbytes = state.layers * sum(math.prod(shape) * jnp.dtype(dtype).itemsize for shape, dtype in stored)
         dtypes = [str(dtype) for _, dtype in stored]
         scale_dtype = dtypes[1] if len(dtypes) > 1 else None
+        reach = dict(zip(self.kv_states, self.reaches, strict=False)).get(state)
         return CacheEntry(
-            name, state.kind, state.shape, dtypes[0], state.layers, nbytes, state.source.short, scale_dtype
+            name, state.kind, state.shape, dtypes[0], state.layers, nbytes, state.source.short, scale_dtype, reach
         )
 
     def logits(

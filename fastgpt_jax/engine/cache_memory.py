@@ -2,7 +2,7 @@
 
 Knows no policy: it is told whom to let in and whom to put out. The one idea: a request's pages are written by it alone
 from `num_computed` on; whatever it did not compute itself it shares (full pages), or has a copy of (the page that it
-goes on writing).
+goes on writing). Pages that the model's windows have left behind are given back, as if they had never been held.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence, Set
 
 import numpy as np
 
+from fastgpt_jax.artifact.cache_layout import Reach
 from fastgpt_jax.engine.device_caches import DeviceCaches
 from fastgpt_jax.engine.prefix_cache import PrefixCache
 from fastgpt_jax.engine.request import Request
@@ -24,13 +25,13 @@ class _Found:
     """Rows that a request need not compute.
 
     Attributes:
-      shared: Full pages to share.
+      shared: Full pages to share; None for those that nobody will read.
       source: A page to copy, which the request then goes on writing; None where it begins a page of its own.
       num_rows: Rows that there are.
       snapshot: Name of what is carried at the end of `shared`; None where nothing is.
     """
 
-    shared: tuple[int, ...] = ()
+    shared: tuple[int | None, ...] = ()
     source: int | None = None
     num_rows: int = 0
     snapshot: bytes | None = None
@@ -40,8 +41,9 @@ class CacheMemory:
     """Pages, slots and saved rows of requests.
 
     Invariants: the references to a page are the requests that hold it; pages past `num_computed // page_size` of a
-    request are held by it alone and have no name; `table[slot]` begins with the pages of the request that holds it;
-    rows saved on the host take no more than `swap_bytes`.
+    request are held by it alone and have no name; a request holds all pages that are there but for dead ones;
+    `table[slot]` begins with the pages of the request that holds it, and where it gave one back stands another of its
+    own, whose rows are read and hidden; rows saved on the host take no more than `swap_bytes`.
     """
 
     def __init__(
@@ -53,11 +55,13 @@ class CacheMemory:
         page_size: int,
         pages_per_request: int,
         min_first_chunk: int,
+        reach: Reach | None = None,
         has_prefix_cache: bool = True,
         max_snapshots: int = 0,
         swap_bytes: int = 0,
         poisons: bool = False,
     ):
+        """Args: reach: The rows that matter to new tokens; None where all do."""
         self.page_size = page_size
         self.prefixes = PrefixCache(num_pages, max_snapshots=max_snapshots)
         self.slots = SlotPool(num_slots)
@@ -66,6 +70,7 @@ class CacheMemory:
         self._pool = self.prefixes.pool
         self._caches = caches
         self._min_first_chunk = min_first_chunk
+        self._reach = reach
         self._has_prefix_cache = has_prefix_cache
         self._poisons = poisons
         self._swap_bytes = swap_bytes
@@ -91,7 +96,7 @@ class CacheMemory:
 
     def num_held_only_by(self, requests: Iterable[Request]) -> int:
         """Pages that would be free without these requests."""
-        references = Counter(page for request in requests for page in request.pages)
+        references = Counter(page for request in requests for page in request.held_pages)
         return sum(self._pool.counts[page] == count for page, count in references.items())
 
     def admit(self, request: Request, num_spare: int) -> bool:
@@ -126,9 +131,7 @@ class CacheMemory:
         if request.saved is not None:
             self._forget_saved(request)
         if request.slot is not None:
-            blank = self.prefixes.release(request.pages)
-            if blank and self._poisons:
-                self._caches.poison(blank)
+            self._give_back(request.held_pages)
             self.slots.release(request.slot)
         request.slot, request.pages = None, []
         request.num_computed = request.num_named = 0
@@ -142,7 +145,8 @@ class CacheMemory:
         if request.slot is None:
             raise RuntimeError("a request without a slot has nothing to save")
         num_bytes, num_computed = self._saved_bytes(request), request.num_computed
-        saved = self._caches.save(request.pages[: self.num_pages(num_computed)], request.slot)
+        pages = [page for index in self._live_pages(num_computed) if (page := request.pages[index]) is not None]
+        saved = self._caches.save(pages, request.slot)
         self.release(request)
         request.saved, request.num_computed = saved, num_computed
         self._swapped[id(request)] = num_bytes
@@ -155,10 +159,22 @@ class CacheMemory:
         if num_full > request.num_named:
             keys = request.page_keys(num_full)
             for index in range(request.num_named, num_full):
-                self.prefixes.name(keys[index], request.pages[index])
+                if (page := request.pages[index]) is not None:
+                    self.prefixes.name(keys[index], page)
             request.num_named = num_full
         if self._caches.has_carried and num_full and request.num_computed % self.page_size == 0:
             self._save_snapshot(request, request.page_keys(num_full)[-1])
+
+    def free_dead_pages(self, request: Request) -> None:
+        """Gives back the pages that no later step of a request reads; to be called when those before are under way."""
+        if request.slot is None:
+            return
+        dead = self._dead_pages(request.num_computed)
+        pages = [page for page in request.pages[dead.start : dead.stop] if page is not None]
+        if pages:
+            request.pages[dead.start : dead.stop] = [None] * len(dead)
+            self._give_back(pages)
+            self._write_table(request, dead.start)
 
     def last_page_end(self, request: Request) -> int:
         """Where a chunk should end, so that what is carried is saved for requests that begin alike; 0 for nowhere."""
@@ -182,35 +198,55 @@ class CacheMemory:
         num_usable = request.num_wanted - 1
         if sibling is not request and not self._caches.has_carried and not request.output_token_ids:
             num_rows = min(sibling.num_computed, num_usable) if sibling.slot is not None else 0
-            if num_rows >= max(self._min_first_chunk, 1):
+            if num_rows >= max(self._min_first_chunk, 1) and self._has_live(sibling.pages, num_rows):
                 return self._split(sibling.pages, num_rows)
         if not self._has_prefix_cache:
             return _Found()
         keys = request.page_keys(request.num_tokens // self.page_size)
-        pages = self.prefixes.match(keys)
-        num_rows = min(len(pages) * self.page_size, num_usable)
+        pages = self.prefixes.find(keys)
         if self._caches.has_carried:
-            pages = pages[: num_usable // self.page_size]
-            while pages and not self.prefixes.has_snapshot(keys[len(pages) - 1]):
-                pages.pop()
-            num_rows = len(pages) * self.page_size
-        if num_rows < max(self._min_first_chunk, 1):
-            return _Found()
-        found = self._split(pages, num_rows)
-        return dataclasses.replace(found, snapshot=keys[len(pages) - 1]) if self._caches.has_carried else found
+            del pages[num_usable // self.page_size :]
+        if self._reach is None and None in pages:
+            del pages[pages.index(None) :]
+        for num_pages in range(len(pages), 0, -1):
+            num_rows = min(num_pages * self.page_size, num_usable)
+            if num_rows < max(self._min_first_chunk, 1):
+                break
+            snapshot = keys[num_pages - 1] if self._caches.has_carried else None
+            if snapshot is not None and not self.prefixes.has_snapshot(snapshot):
+                continue
+            if self._has_live(pages, num_rows):
+                return dataclasses.replace(self._split(pages, num_rows), snapshot=snapshot)
+        return _Found()
 
-    def _split(self, pages: list[int], num_rows: int) -> _Found:
-        """Full pages are shared, and a part of one is copied."""
+    def _dead_pages(self, num_rows: int) -> range:
+        """Pages of a request that nobody will read when so many of its rows are there."""
+        return range(0) if self._reach is None else self._reach.dead_pages(num_rows, self.page_size)
+
+    def _has_live(self, pages: Sequence[int | None], num_rows: int) -> bool:
+        """Whether all pages are there that a request reads who goes on after so many rows."""
+        return all(pages[index] is not None for index in self._live_pages(num_rows))
+
+    def _live_pages(self, num_rows: int) -> list[int]:
+        """Pages of a request that may be read when so many of its rows are there."""
+        dead, num_pages = self._dead_pages(num_rows), self.num_pages(num_rows)
+        return [*range(min(dead.start, num_pages)), *range(dead.stop, num_pages)]
+
+    def _split(self, pages: Sequence[int | None], num_rows: int) -> _Found:
+        """Full pages are shared, but for dead ones, and a part of one is copied."""
         num_full, rest = divmod(num_rows, self.page_size)
-        return _Found(tuple(pages[:num_full]), pages[num_full] if rest else None, num_rows)
+        dead = self._dead_pages(num_rows)
+        shared = tuple(None if index in dead else pages[index] for index in range(num_full))
+        return _Found(shared, pages[num_full] if rest else None, num_rows)
 
     def _without_copy(self, found: _Found) -> _Found:
         num_rows = len(found.shared) * self.page_size
-        return _Found(found.shared, None, num_rows) if num_rows >= self._min_first_chunk else _Found()
+        is_enough = num_rows >= self._min_first_chunk and self._has_live(found.shared, num_rows)
+        return _Found(found.shared, None, num_rows) if is_enough else _Found()
 
     def _take(self, request: Request, found: _Found, num_spare: int) -> bool:
         """Gives a request its slot and pages, with what was found in them."""
-        held = [*found.shared, *([] if found.source is None else [found.source])]
+        held = [page for page in (*found.shared, found.source) if page is not None]
         self._pool.share(held)
         num_more = self.num_pages(request.num_wanted) - len(found.shared)
         if num_more + num_spare > self._pool.num_free:
@@ -236,26 +272,44 @@ class CacheMemory:
         saved = request.saved
         if saved is None:
             raise RuntimeError("nothing was saved of this request")
-        shared: list[int] = []
+        there, found = self._live_pages(request.num_computed), list[int | None]()
         if self._has_prefix_cache:
-            keys = request.page_keys(min(request.num_computed, request.num_tokens) // self.page_size)
-            shared = self.prefixes.match(keys)
-        self._pool.share(shared)
-        num_more = self.num_pages(request.num_wanted) - len(shared)
+            found = self.prefixes.find(
+                request.page_keys(min(request.num_computed, request.num_tokens) // self.page_size)
+            )
+        shared = {index: page for index in there if index < len(found) and (page := found[index]) is not None}
+        self._pool.share(shared.values())
+        places = [*there, *range(self.num_pages(request.num_computed), self.num_pages(request.num_wanted))]
+        num_more = len(places) - len(shared)
         if num_more + num_spare > self._pool.num_free:
-            self.prefixes.release(shared)
+            self.prefixes.release(list(shared.values()))
             return False
         request.slot = self.slots.acquire()
-        self._hold(request, [*shared, *self._pool.acquire(num_more)])
-        self._caches.restore(saved, request.pages, request.slot, num_there=len(shared))
-        request.num_named = len(shared)
+        own = iter(self._pool.acquire(num_more))
+        pages: list[int | None] = [None] * (places[-1] + 1)
+        for index in places:
+            pages[index] = shared[index] if index in shared else next(own)
+        self._hold(request, pages)
+        self._caches.restore(saved, [None if index in shared else pages[index] for index in there], request.slot)
+        request.num_named = next((index for index in there if index not in shared), 0)
         self._forget_saved(request)
         return True
 
-    def _hold(self, request: Request, pages: list[int]) -> None:
+    def _hold(self, request: Request, pages: Sequence[int | None]) -> None:
         start = len(request.pages)
         request.pages.extend(pages)
-        self.table[request.slot, start : len(request.pages)] = pages
+        self._write_table(request, start)
+
+    def _write_table(self, request: Request, start: int) -> None:
+        """Writes the pages of a request from one on; in the place of dead ones another of its own."""
+        filler = next(page for page in request.pages if page is not None)
+        row = [filler if page is None else page for page in request.pages[start:]]
+        self.table[request.slot, start : len(request.pages)] = row
+
+    def _give_back(self, pages: list[int]) -> None:
+        blank = self.prefixes.release(pages)
+        if blank and self._poisons:
+            self._caches.poison(blank)
 
     def _count(self, request: Request, found: _Found) -> None:
         if self._has_prefix_cache:
@@ -274,7 +328,7 @@ class CacheMemory:
         request.snapshot_key = key if request.num_computed > request.num_prompt else None
 
     def _saved_bytes(self, request: Request) -> int:
-        return self._caches.saved_bytes(self.num_pages(request.num_computed))
+        return self._caches.saved_bytes(len(self._live_pages(request.num_computed)))
 
     def _forget_saved(self, request: Request) -> None:
         request.saved = None
@@ -289,7 +343,7 @@ class CacheMemory:
         """
         self.prefixes.check_integrity()
         self.slots.check_integrity()
-        references = Counter(page for request in holders for page in request.pages)
+        references = Counter(page for request in holders for page in request.held_pages)
         if self._pool.counts != [references[page] for page in range(self._pool.num_pages)]:
             raise RuntimeError("the references to pages are not those of the requests that hold them")
         if self.slots.held != {request.slot for request in holders} or len(self.slots.held) != len(holders):
@@ -305,12 +359,13 @@ class CacheMemory:
                 raise RuntimeError(f"a waiting request holds slot {request.slot} and pages {request.pages}")
 
     def _check_holder(self, request: Request, named: Set[int]) -> None:
-        if not self.num_pages(request.num_computed) <= len(request.pages) or len(set(request.pages)) < len(
-            request.pages
-        ):
-            raise RuntimeError(f"{request.num_computed} rows do not lie in pages {request.pages}")
-        if self.table[request.slot, : len(request.pages)].tolist() != request.pages:
-            raise RuntimeError(f"the table of slot {request.slot} does not name the pages {request.pages}")
-        for page in request.pages[request.num_computed // self.page_size :]:
-            if self._pool.counts[page] != 1 or page in named:
+        pages, num_computed = request.pages, request.num_computed
+        held = request.held_pages
+        is_whole = len(pages) >= self.num_pages(num_computed) and self._has_live(pages, num_computed)
+        if not is_whole or len(set(held)) < len(held):
+            raise RuntimeError(f"{num_computed} rows do not lie in pages {pages}")
+        if self.table[request.slot, : len(pages)].tolist() != [held[0] if page is None else page for page in pages]:
+            raise RuntimeError(f"the table of slot {request.slot} does not name the pages {pages}")
+        for page in pages[num_computed // self.page_size :]:
+            if page is None or self._pool.counts[page] != 1 or page in named:
                 raise RuntimeError(f"page {page} will be written and is shared or known by name")

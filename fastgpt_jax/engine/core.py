@@ -62,6 +62,7 @@ class EngineCore:
             page_size=layout.page_size,
             pages_per_request=pages_per_request,
             min_first_chunk=compiled.min_first_chunk,
+            reach=layout.reach,
             has_prefix_cache=options.enable_prefix_caching,
             max_snapshots=options.max_snapshots or SNAPSHOTS_PER_REQUEST * compiled.max_num_seqs,
             swap_bytes=options.swap_bytes,
@@ -200,6 +201,7 @@ class EngineCore:
             for request in step.plan.requests:
                 if not request.is_finished:
                     self._memory.name_pages(request)
+                    self._memory.free_dead_pages(request)
         except Exception as error:
             self._recover(plan[0].requests, error)
             return

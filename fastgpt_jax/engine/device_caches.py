@@ -69,10 +69,14 @@ class DeviceCaches:
         rows = [self._compiled.read_pages(self.state, group) for group in self._padded(pages)]
         return SavedRows(tuple(jax.device_get(rows)), jax.device_get(self.read_carried(slot)), len(pages))
 
-    def restore(self, saved: SavedRows, pages: Sequence[int], slot: int, num_there: int) -> None:
-        """Brings saved rows back, into other pages and another slot; the first `num_there` pages have theirs."""
-        wanted = [self._layout.num_pages if index < num_there else page for index, page in enumerate(pages)]
-        for group, rows in zip(self._padded(wanted[: saved.num_pages]), saved.pages, strict=True):
+    def restore(self, saved: SavedRows, pages: Sequence[int | None], slot: int) -> None:
+        """Brings saved rows back, into other pages and another slot.
+
+        Args:
+          pages: Where each page that was saved goes; None for nowhere, since its rows are there.
+        """
+        wanted = [self._layout.num_pages if page is None else page for page in pages]
+        for group, rows in zip(self._padded(wanted), saved.pages, strict=True):
             if np.any(group < self._layout.num_pages):
                 self.state = self._compiled.write_pages(self.state, group, rows)
         self.write_carried(slot, saved.carried)

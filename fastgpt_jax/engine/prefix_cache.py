@@ -27,14 +27,9 @@ class PrefixCache:
         self._key_of: dict[int, bytes] = {}
         self._snapshots: OrderedDict[bytes, Any] = OrderedDict()
 
-    def match(self, keys: Sequence[bytes]) -> list[int]:
-        """Returns the pages of the longest prefix of these keys; to be shared before anything else is asked for."""
-        pages = []
-        for key in keys:
-            if key not in self._page_of:
-                break
-            pages.append(self._page_of[key])
-        return pages
+    def find(self, keys: Sequence[bytes]) -> list[int | None]:
+        """Returns the page of each name, None where there is none; to be shared before anything else is asked for."""
+        return [self._page_of.get(key) for key in keys]
 
     @property
     def named(self) -> Set[int]:

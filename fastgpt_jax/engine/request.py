@@ -27,6 +27,7 @@ class Request:
       order: What comes first: lower priority values, then earlier arrivals.
       num_computed: Rows that its pages hold, or will hold when the steps under way are done.
       num_awaited: Tokens of its output that steps under way, or planned, will bring.
+      pages: Its pages in order of position; None for one that was given back, since nobody will read it again.
       service: Prompt tokens it was served, by which equals take turns.
       structured: The form that its text must have (`StructuredOutput`); None where it is free.
       num_scored: Prompt tokens whose log-probabilities are known; the first has none.
@@ -53,7 +54,7 @@ class Request:
         self.needs_full_sampler = structured is not None or group.needs_full_sampler
         self.output_token_ids: list[int] = []
         self.slot: int | None = None
-        self.pages: list[int] = []
+        self.pages: list[int | None] = []
         self.num_computed = 0
         self.num_named = 0
         self.num_awaited = 0
@@ -99,6 +100,11 @@ class Request:
         if self.slot is None:
             raise RuntimeError("a request without a slot was scheduled")
         return self.slot
+
+    @property
+    def held_pages(self) -> list[int]:
+        """The pages that it refers to."""
+        return [page for page in self.pages if page is not None]
 
     @property
     def is_finished(self) -> bool:

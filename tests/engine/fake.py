@@ -1,6 +1,7 @@
 """A compiled model without a compiler: NumPy caches, and a next token that depends on every cached row it reads.
 
-A row is a token and its position; the next token follows from all rows of a request as its pages show them. So a wrong
+A row is a token and its position; the next token follows from all rows of a request as its pages show them, or, where
+the model has a window, from those in it and a first few. So a wrong
 page, a stale row, a missed copy, a wrong length or what another request left behind changes the tokens; a state used
 after it was donated, a page that two requests write and a shape that was not announced are errors at once. A carried
 program keeps a sum of its rows in its slot besides, and its next token follows from the sum and the rows.
@@ -15,7 +16,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from fastgpt_jax.artifact.cache_layout import CacheEntry, CacheLayout
+from fastgpt_jax.artifact.cache_layout import CacheEntry, CacheLayout, Reach
 from fastgpt_jax.artifact.entry_points import Buckets
 from fastgpt_jax.generation import GenerationDefaults
 from fastgpt_jax.sampling import full, greedy
@@ -39,9 +40,15 @@ def rows_of(tokens, start=0) -> np.ndarray:
     return tokens + 100 * (start + np.arange(len(tokens)))
 
 
-def sums_of(rows) -> np.ndarray:
-    """A number for every row that all rows up to it decide."""
-    return np.cumsum((np.asarray(rows) + 1) * WEIGHTS[: len(rows)])
+def sums_of(rows, reach=None) -> np.ndarray:
+    """A number for every row that all rows up to it decide; with a reach, those that it leaves."""
+    total = np.cumsum((np.asarray(rows) + 1) * WEIGHTS[: len(rows)])
+    if reach is None or not len(total):
+        return total
+    begins = np.maximum(np.arange(len(total)) - reach.window + 1, 0)
+    before = np.concatenate([[0], total])
+    firsts = before[np.minimum(reach.num_first, begins)]
+    return total - before[begins] + firsts
 
 
 def best_after(sums) -> np.ndarray:
@@ -61,8 +68,13 @@ def hidden_after(sums) -> np.ndarray:
     return np.stack([np.asarray(sums) % n + 1.0 for n in (7, 11, 13, 17)], axis=-1).astype(np.float32)
 
 
-def continue_greedily(prompt, num_tokens) -> tuple[int, ...]:
+def continue_greedily(prompt, num_tokens, reach=None) -> tuple[int, ...]:
     """What greedy decoding must give."""
+    if reach is not None:
+        tokens = list(prompt)
+        for _ in range(num_tokens):
+            tokens.append(int(best_after(sums_of(rows_of(tokens), reach)[-1])))
+        return tuple(tokens[len(prompt) :])
     total = int(sums_of(rows_of(prompt))[-1])
     tokens = []
     for position in range(len(prompt), len(prompt) + num_tokens):
@@ -128,6 +140,7 @@ class FakeCompiled:
     num_pages: int | None = None
     form: str = "ragged"
     is_carried: bool = False
+    reach: Reach | None = None
     fails: Callable | None = None
     shapes: set = dataclasses.field(default_factory=set)
     num_tokens: int = 0
@@ -143,7 +156,7 @@ class FakeCompiled:
 
     @functools.cached_property
     def layout(self):
-        entries = [CacheEntry("kv0", "kv", (), "int64", 1, 8, "fake.py:1")]
+        entries = [CacheEntry("kv0", "kv", (), "int64", 1, 8, "fake.py:1", reach=self.reach)]
         if self.is_carried:
             entries.append(CacheEntry("carry1", "carry", (), "int64", 1, 8, "fake.py:2"))
         num_pages = self.num_pages or self.max_num_seqs * -(-self.max_model_len // self.page_size)
@@ -224,7 +237,7 @@ class FakeCompiled:
         start, num_new = int(inputs.cache_len[row]), int(inputs.num_new[row])
         positions = np.arange(start + num_new)
         rows = state.pages[inputs.page_table[row, positions // self.page_size], positions % self.page_size]
-        sums = sums_of(rows)
+        sums = sums_of(rows, self.reach)
         if not self.is_carried:
             return sums[start:]
         slot = inputs.slots[row]

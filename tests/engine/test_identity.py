@@ -6,12 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastgpt_jax.artifact.cache_layout import Reach
 from fastgpt_jax.engine.core_options import CoreOptions
 from fastgpt_jax.engine.engine import LLMEngine
 from fastgpt_jax.sampling.params import SamplingParams
 from tests.engine.fake import FakeCompiled, continue_greedily
 
-PROGRAMS = ({"form": "ragged"}, {"form": "rectangular"}, {"is_carried": True})
+PROGRAMS = (
+    {"form": "ragged"},
+    {"form": "rectangular"},
+    {"is_carried": True},
+    {"form": "ragged", "reach": Reach(6, 2)},
+    {"form": "rectangular", "reach": Reach(3)},
+)
 BASE = [5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4]
 PROMPTS = [BASE[:13], [1], BASE[:12] + [9, 9]]
 SWAP = 2**20
@@ -40,7 +47,7 @@ def finish(engine, preempt=lambda engine: None):
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 def test_a_preemption_at_any_step_changes_no_token(program, how):
     params = SamplingParams(temperature=0, max_tokens=6)
-    expected = {str(i): [continue_greedily(p, 6)] for i, p in enumerate(PROMPTS)}
+    expected = {str(i): [continue_greedily(p, 6, program.get("reach"))] for i, p in enumerate(PROMPTS)}
     num_preempted = 0
     for victim in range(len(PROMPTS)):
         for at in range(1, 40):
@@ -99,7 +106,8 @@ def test_tokens_depend_on_nothing_but_the_prompt(program, requests, data):
                 priority=data.draw(st.integers(0, 1)),
                 cache_salt=data.draw(st.sampled_from(["", "b"])),
             )
-            expected[str(name)] = [continue_greedily(prompt, min(max_tokens, 24 - len(prompt)))] * n
+            num_tokens, reach = min(max_tokens, 24 - len(prompt)), fields.get("reach")
+            expected[str(name)] = [continue_greedily(prompt, num_tokens, reach)] * n
         for _ in range(data.draw(st.integers(0, 2))):
             engine.step()
 
@@ -121,6 +129,30 @@ def test_the_caches_make_less_work():
     assert counts == [16, 1, 2, 3, 8]
     stats = engine.stats()
     assert stats.prefix_cache_hits == 15 + 16 + 12 + 4 and stats.prefix_cache_queries == 16 + 16 + 18 + 15 + 12
+
+
+def test_pages_that_windows_left_behind_are_free_and_are_not_missed_in_a_prefix():
+    reach = Reach(window=6, num_first=2)
+    engine = make_engine({"max_model_len": 96, "prefill_buckets": (4, 8, 16), "num_pages": 26, "reach": reach})
+    prompt = [(7 * i) % 31 for i in range(40)]
+    held = []
+
+    def watch(engine):
+        held.append(round(engine.stats().kv_cache_usage * engine.compiled.layout.num_pages))
+
+    for name, max_tokens in (("long", 50), ("same", 8)):
+        before = engine.compiled.num_tokens
+        engine.add_request(name, prompt, SamplingParams(temperature=0, max_tokens=max_tokens))
+        assert finish(engine, watch) == {name: [continue_greedily(prompt, max_tokens, reach)]}
+    assert held[-10:] and max(held[5:40]) <= 1 + 3  # of 10 to 22 pages that its tokens fill
+    assert (
+        engine.compiled.num_tokens - before == 8
+    )  # its prompt was found, though only its end and its beginning lie there
+    # Others may have taken the place of what lies between: a hit needs what the window can reach.
+    prefixes = engine.core.scheduler.memory.prefixes
+    engine.add_request("other", prompt[::-1], SamplingParams(temperature=0, max_tokens=50))
+    finish(engine)
+    assert len(prefixes.named) <= 26
 
 
 def test_continuations_share_the_prompt_and_copy_the_page_they_go_on_writing():

@@ -6,12 +6,19 @@ import random
 
 import pytest
 
+from fastgpt_jax.artifact.cache_layout import Reach
 from fastgpt_jax.engine.core_options import CoreOptions
 from fastgpt_jax.engine.engine import LLMEngine
 from fastgpt_jax.sampling.params import SamplingParams
 from tests.engine.fake import FakeCompiled, continue_greedily
 
-PROGRAMS = ({"form": "ragged"}, {"form": "rectangular"}, {"is_carried": True}, {"form": "ragged", "num_pages": 14})
+PROGRAMS = (
+    {"form": "ragged"},
+    {"form": "rectangular"},
+    {"is_carried": True},
+    {"form": "ragged", "num_pages": 14},
+    {"form": "ragged", "num_pages": 14, "reach": Reach(6, 2)},
+)
 PARAMS = {(num, n): SamplingParams(temperature=0, max_tokens=num, n=n) for num in range(1, 10) for n in (1, 3)}
 
 
@@ -44,7 +51,8 @@ class _Random:
             deadline_s=self.random.choice([None, None, 1e9, 0.0]),
             cache_salt=self.random.choice(["", "", "b"]),
         )
-        self.expected[name] = [continue_greedily(prompt, min(num, 24 - len(prompt)))] * n
+        reach = self.engine.compiled.reach
+        self.expected[name] = [continue_greedily(prompt, min(num, 24 - len(prompt)), reach)] * n
 
     def _step(self):
         for output in self.engine.step():

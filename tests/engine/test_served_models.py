@@ -11,7 +11,7 @@ from fastgpt_jax.engine.engine import LLMEngine
 from fastgpt_jax.sampling.params import SamplingParams
 from tests.compiler import zoo
 
-pytestmark = pytest.mark.slow  # three models are compiled
+pytestmark = pytest.mark.slow  # four models are compiled
 
 MARGIN = 1e-4  # where the two most likely tokens are nearer than this, float32 sums in another order may choose either
 BASE = [5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4]
@@ -21,6 +21,7 @@ MODELS = {
     "gqa_grouped": ("ragged", {"kv"}),
     "shift_pad": ("rectangular", {"kv", "window"}),
     "scan_layers_recurrent": ("rectangular", {"kv", "window", "carry"}),
+    "window_with_first_tokens": ("ragged", {"kv"}),
 }
 
 
@@ -43,6 +44,7 @@ def compiled(request):
         compiled = fastgpt_jax.compile(fn, params, config)
     form, kinds = MODELS[request.param]
     assert compiled.layout.form == form and {entry.kind for entry in compiled.layout.entries} == kinds
+    assert (compiled.layout.reach is not None) == request.param.startswith("window")
     return compiled
 
 
