@@ -14,6 +14,9 @@ from passes.manager import PassOptions
 from passes.quantization.rules import QuantizationRule
 from sharding.rules import Rules
 
+DEFAULT_PIPELINE = (
+    "simplify,attention,layer_norm,rms_norm,rope,gated_mlp,residual_norm,weight_rows,attend_pages,select"
+)
 _PAGES = ("page_size", "num_pages", "memory_pool_size")
 
 
@@ -65,7 +68,7 @@ class CompileConfig:
     traffic: Traffic | None = None
     max_logprobs: int = 20
     arguments: Mapping[str, str] = field(default_factory=dict)
-    pipeline: str = "simplify,attention,weight_rows,attend_pages,select"
+    pipeline: str = DEFAULT_PIPELINE
     pass_options: PassOptions = PassOptions()
     unroll_layers: bool | None = None
     tensor_parallel_size: int = 1

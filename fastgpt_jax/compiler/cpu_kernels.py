@@ -12,9 +12,13 @@ from typing import Any
 
 import jax
 
-from fastgpt_jax.kernels.cpu import library
+from fastgpt_jax.kernels.cpu import library, pointwise
 from passes.graph import Op
+from passes.ops.gated import gated_p
+from passes.ops.norms import layer_norm_p, rms_norm_p
 from passes.ops.quantized_dot import quantized_dot_p
+from passes.ops.residual_norm import add_layer_norm_p, add_rms_norm_p
+from passes.ops.rope import rope_p
 from passes.ops.weight_dot import weight_dot_p
 from passes.quantization.packing import Packing
 from passes.quantization.schemes import Scheme
@@ -110,17 +114,78 @@ def _small_product(op: Op) -> Sequence[Any]:
     return small + [jax.ShapeDtypeStruct((min(SMALL_CHANNELS, w.shape[0]), *w.shape[1:]), w.dtype) for w in weights]
 
 
+# --------------------------------------------------------------------------------------- rows
+def _floats_decline(op: Op, target: Target) -> str | None:
+    """The numbers of rows, and those that all rows share, which must be of one dtype."""
+    if reason := refusal(target):
+        return reason
+    shared = op.operands[_num_rows_operands(op) :]
+    if len({str(v.dtype) for v in shared}) > 1:
+        return f"kernels take vectors of one dtype, and these are {' and '.join(str(v.dtype) for v in shared)}"
+    return pointwise.refusal(*(v.dtype for v in (*op.operands, *op.results)))
+
+
+def _num_rows_operands(op: Op) -> int:
+    return 2 if op.name.startswith(("add_", "gated")) else 1
+
+
+def _rms_norm(x: Any, *weight: Any, eps: float, outer_eps: float, dtype: Any) -> Any:
+    how = {"eps": eps, "outer_eps": outer_eps, "dtype": dtype}
+    return pointwise.norm(x, None, *weight, has_mean=False, **how)[0]
+
+
+def _add_rms_norm(x: Any, y: Any, *weight: Any, eps: float, outer_eps: float, dtype: Any) -> list[Any]:
+    return pointwise.norm(x, y, *weight, has_mean=False, eps=eps, outer_eps=outer_eps, dtype=dtype)
+
+
+def _layer_norm(x: Any, *extra: Any, **params: Any) -> Any:
+    return _any_layer_norm(x, None, *extra, **params)[0]
+
+
+def _any_layer_norm(x: Any, y: Any, *extra: Any, has_weight: bool, has_bias: bool, **how: Any) -> list[Any]:
+    weight, bias = extra[0] if has_weight else None, extra[-1] if has_bias else None
+    return pointwise.norm(x, y, weight, bias, has_mean=True, **how)
+
+
+def _gated(gate: Any, up: Any, *, activation: str, dtype: Any, **_: Any) -> Any:
+    return pointwise.gated(gate, up, activation=activation, dtype=dtype)
+
+
+def _rope(x: Any, cos: Any, sin: Any, **how: Any) -> Any:
+    return pointwise.rope(x, cos, sin, **how)
+
+
+def _rows_budget(op: Op) -> float:
+    """An activation in bfloat16 rounds at every step of its spelling, and a kernel once."""
+    return max(BUDGET[str(v.dtype)] for v in (*op.operands, *op.results))
+
+
 def candidate(
     op: Any,
     call: Callable[..., Any],
     declines: Callable[[Op, Target], str | None],
-    shrink: Callable[[Op], Sequence[Any]],
+    shrink: Callable[[Op], Sequence[Any]] | None,
     budget: Callable[[Op], float],
 ) -> Candidate:
-    """A native implementation of `op`."""
+    """A native implementation of `op`.
+
+    Args:
+      shrink: See `Candidate`; None where an operation is validated as it is.
+    """
     primitive = make_native_implementation(op, NAME, call)
     return Candidate(NAME, primitive, declines, is_portable=False, budget=budget, shrink=shrink)
 
 
 WEIGHT_DOT = candidate(weight_dot_p, _weight_dot, _weight_dot_declines, _small_product, _budget)
 QUANTIZED_DOT = candidate(quantized_dot_p, _quantized_dot, _quantized_dot_declines, _small_product, _quantized_budget)
+ROWS = {
+    op.name: candidate(op, call, _floats_decline, None, _rows_budget)
+    for op, call in (
+        (rms_norm_p, _rms_norm),
+        (layer_norm_p, _layer_norm),
+        (add_rms_norm_p, _add_rms_norm),
+        (add_layer_norm_p, _any_layer_norm),
+        (gated_p, _gated),
+        (rope_p, _rope),
+    )
+}

@@ -158,6 +158,7 @@ TABLE: Table = MappingProxyType(
         ),
         "weight_dot": (cpu_kernels.WEIGHT_DOT, Candidate(PLAIN)),
         "quantized_dot": (cpu_kernels.QUANTIZED_DOT, Candidate(PLAIN)),
+        **{name: (native, Candidate(PLAIN)) for name, native in cpu_kernels.ROWS.items()},
     }
 )
 """Every other operation of ours has one implementation: its meaning."""
