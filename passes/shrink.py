@@ -47,16 +47,20 @@ def shrink(before: Graph, after: Graph, is_small: Callable[[Graph, Graph], bool]
     for pairs in (zip(before.inputs, after.inputs, strict=True), zip(before.outputs, after.outputs, strict=True)):
         for a, b in pairs:
             classes.join_values(a, b)
+    candidates = classes.candidates(_scalars(before) | _scalars(after))
+    least = {dim: min(LEAST, classes.size(dim)) for dim in candidates}
+    if not is_small(_resized(before, classes, least), _resized(after, classes, least)):
+        raise CannotShrink("the rewrite is large in dimensions that cannot be made smaller")
     sizes: dict[Dim, int] = {}
     pair = before, after
-    for dim in classes.candidates(_scalars(before) | _scalars(after)):
+    for dim in candidates:
         size = classes.size(dim)
         while size > LEAST and not is_small(*pair):
             size = max(LEAST, size // 2)
             sizes[dim] = size
             pair = _resized(before, classes, sizes), _resized(after, classes, sizes)
-    if not is_small(*pair):
-        raise CannotShrink("the rewrite is large in dimensions that cannot be made smaller")
+    for graph in pair:
+        _check(graph)
     return pair
 
 
@@ -298,11 +302,14 @@ def _resized(graph: Graph, classes: _Classes, sizes: dict[Dim, int]) -> Graph:
         copies.update(zip(op.results, twin.results, strict=True))
         out.ops.append(twin)
     out.outputs = [resized(v) for v in graph.outputs]
+    return out
+
+
+def _check(graph: Graph) -> None:
     try:
-        verify(out)
+        verify(graph)
     except MalformedGraph as error:
         raise CannotShrink(f"a smaller program is not well formed: {error}") from error
-    return out
 
 
 _SHAPE_PARAMS = {"broadcast_in_dim": "shape", "reshape": "new_sizes", "iota": "shape", "slice": "limit_indices"}

@@ -7,8 +7,7 @@ cache and attention rows may be cast, scaled, rotated, projected and laid out an
 Does not match: masks that may hold all keys, keys that are joined with others along their axis, and what would read
 more than `MAX_SHARE` of the rows.
 Must run after: `attention` and `sparse_attention`. Numerics: reassociates; what is left out had weight 0.
-It reports no rewrites, so validation does not run what it replaced beside what it put there: that the rows left out had
-weight 0 holds for the positions and page tables of a step, not for any numbers in their place.
+That it had holds where requests can stand, so a rewrite is validated there (`narrow_instance.py`).
 """
 
 from __future__ import annotations
@@ -23,13 +22,15 @@ import numpy as np
 from passes.attention.simplify_mask import Decomposed
 from passes.dce import dce
 from passes.graph import Graph, Op, Value
+from passes.numerics import Numerics
 from passes.ops.attention import attention as attend
 from passes.ops.kv_update_read import kv_update_read, split_operands
 from passes.reader import trace
 from passes.result import PassResult, Remark
-from passes.rewrite import RewriteCounter
+from passes.rewrite import Rewrite, RewriteCounter
 from passes.sparse_attention.layers import AttentionLayers, find_layers
 from passes.sparse_attention.merge_reads import merge_reads
+from passes.sparse_attention.narrow_instance import Standing, make_instance
 from passes.sparse_attention.query_positions import decompose_at
 from passes.sparse_attention.read_positions import ReadPositions, with_positions
 from passes.sparse_attention.rows import Demand, NotByRows, RowProgram
@@ -52,9 +53,9 @@ def narrow_reads(graph: Graph, counter: RewriteCounter | None = None) -> PassRes
         if counter is not None and not counter.allows("narrow_reads", item.op.source):
             break
         said.setdefault(found.describe(), []).append(item)
-        _rewrite(found)
+        rewrite = _rewrite(found)
         touched[id(item.graph)] = item.graph
-        result += PassResult(1)
+        result += PassResult(1, rewrites=(rewrite,))
     if touched:
         dce(graph)
         for region in touched.values():
@@ -124,9 +125,11 @@ def _find(item: AttentionLayers) -> _Site | Remark | None:
 
 
 # ------------------------------------------------------------------------------------------------- rewriting
-def _rewrite(site: _Site) -> None:
+def _rewrite(site: _Site) -> Rewrite:
     """Puts the narrow attention in the place of the one that there is."""
     op, graph, emitter = site.op, site.item.graph, _Emitter(site)
+    standing = Standing(op, site.form, site.positions.support, emitter.operands)
+    before, after = make_instance(standing, list(site.program.reads), emitter)
     body, _ = trace(emitter, *[jax.ShapeDtypeStruct(v.shape, v.dtype) for v in emitter.operands])
     for _, made in body.walk():
         made.source = op.source
@@ -134,6 +137,7 @@ def _rewrite(site: _Site) -> None:
     at = graph.ops.index(op)
     graph.ops[at:at] = body.ops
     graph.replace({op.result: body.outputs[0]})
+    return Rewrite("narrow_reads", Numerics.REASSOCIATES, before, after, op.source)
 
 
 class _Emitter:

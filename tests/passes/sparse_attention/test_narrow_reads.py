@@ -1,5 +1,6 @@
 """`narrow_reads`: what a step reads of its caches, and that it computes what it did, wherever requests stand."""
 
+import dataclasses
 import math
 import re
 
@@ -12,10 +13,13 @@ import pytest
 from passes import compat
 from passes.attention.rewrite import attention
 from passes.extract import clone
+from passes.random_inputs import NUM_TRIALS, narrow, random_arguments
 from passes.reader import trace
 from passes.replay import evaluate
 from passes.simplify import simplify
 from passes.sparse_attention.narrow_reads import narrow_reads
+from passes.sparse_attention.support import find_support
+from passes.validation import validate
 from passes.verify import verify
 from tests.passes.sparse_attention.steps import Step, valid_rows
 
@@ -98,6 +102,33 @@ def test_rows_read_and_tokens_computed(name):
         ([1, 2, 3], [T, T, 1]),  # where it leaves the sinks
     ):
         assert_same_step(before, after, step.arguments(T, starts, counts, seed=sum(starts)))
+
+
+@pytest.mark.parametrize("name", ["window and sinks", *(pytest.param(n, marks=pytest.mark.slow) for n in STEPS)])
+def test_what_is_narrowed_is_validated(name):
+    step, T, _ = STEPS[name]
+    *_, result = both(step, step.arguments(T, [0, 3, 20], [T, T, 0]))
+    assert len(result.rewrites) == result.matched
+    for rewrite in result.rewrites:
+        found = validate(rewrite.before, rewrite.after, rewrite.numerics)
+        assert found.status == "valid", found.where
+        for trial in range(NUM_TRIALS):  # positions are folded into those that there are: every query sees a key
+            (out,) = evaluate(rewrite.before, narrow(random_arguments(rewrite.before, trial), rewrite.before))
+            assert (np.asarray(out) != 0).all()
+
+
+def test_a_row_too_few_is_invalid(monkeypatch):
+    def too_few(mask):
+        support = find_support(mask)
+        if support is None or support.band is None:
+            return support
+        return dataclasses.replace(support, band=(support.band[0], support.band[1] - 1))
+
+    monkeypatch.setattr("passes.sparse_attention.narrow_reads.find_support", too_few)
+    step, T, _ = STEPS["window and sinks, chunk"]
+    *_, result = both(step, step.arguments(T, [0, 3, 20], [T, T, 0]))
+    (rewrite,) = result.rewrites
+    assert validate(rewrite.before, rewrite.after, rewrite.numerics).status == "invalid"
 
 
 @hypothesis.settings(max_examples=40, phases=[hypothesis.Phase.generate])
