@@ -70,7 +70,8 @@ def observe(fn: Callable[..., Any], parameters: Sequence[int] = (0,)) -> Callabl
 
 def add_statistics(graph: Graph) -> list[str]:
     """Adds three outputs a site, as in `SiteStatistics`; returns the keys of the sites in order."""
-    sites = [site for site in find_sites(graph) if site.kind == "dot" and site.paths and site.scope.obstacle is None]
+    found = [site for site in find_sites(graph) if site.kind == "dot" and site.paths]
+    sites = [site for site in found if site.scope.is_in_scans_alone]
     splicer, keys = Splicer(), []
     for site in sites:
         graph.outputs += _observed(site, splicer)

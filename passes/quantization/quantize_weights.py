@@ -2,11 +2,11 @@
 
 Matches: `dot_general` in any layout with one operand that parameters alone determine, and `gather` of whole rows of
 such a table, behind transposes, reshapes and casts, in the program and in the bodies of `scan`, whose weights are then
-quantized in a stack. A weight that is read twice (a tied table) is stored once. Does not match: products of two
-activations; integers; weights that a random generator makes; what would not be smaller; a weight that is also read as
-it is, whose float copy would have to stay; bodies of `while` and `cond`. Must run after: `simplify`, and whatever
-merges or moves weights. Numerics: approximate. Of a weight the budget is the scheme's `rounding_error`, as a share of
-the largest in its group; of a product on random operands it is the scheme's `budget`.
+quantized in a stack, of `while` and of `cond`. A weight that is read twice (a tied table) is stored once. Does not
+match: products of two activations; integers; weights that a random generator makes; what would not be smaller; a weight
+that is also read as it is, whose float copy would have to stay; weights that a body computes itself. Must run after:
+`simplify`, and whatever merges or moves weights. Numerics: approximate. Of a weight the budget is the scheme's
+`rounding_error`, as a share of the largest in its group; of a product on random operands it is the scheme's `budget`.
 """
 
 from __future__ import annotations
@@ -252,13 +252,13 @@ class _Run:
         key = (id(scope.graph), value)
         if key not in self._imported and scope.owner is not None:
             shape = value.shape[1:] if is_scanned else value.shape
-            inside = Value(compat.shaped(shape, value.dtype))
-            role = Role.SCANNED if is_scanned else Role.CONST
-            new = Slot(value, role, ((scope.graph, inside),))
+            role = _role_in(scope, is_scanned)
+            # Every branch of a `cond` takes every operand.
+            regions = scope.owner.regions if scope.owner.name == "cond" else (scope.graph,)
+            new = Slot(value, role, tuple((region, Value(compat.shaped(shape, value.dtype))) for region in regions))
             found = [*slots(scope.owner), new]
-            order = [Role.CONST, Role.CARRY, Role.SCANNED]
-            set_slots(scope.owner, sorted(found, key=lambda slot: order.index(slot.role)))
-            self._imported[key] = inside
+            set_slots(scope.owner, sorted(found, key=lambda slot: _ORDER.index(slot.role)))
+            self._imported.update({(id(region), value): inside for region, inside in new.inputs})
         return self._imported[key]
 
     def _rebuild(self, graph: Graph) -> None:
@@ -272,6 +272,19 @@ class _Run:
             ops += self._behind.get((id(graph), id(op)), [])
         graph.ops = ops
         graph.replace(replacements)
+
+
+_ORDER = (Role.INDEX, Role.COND_CONST, Role.CONST, Role.CARRY, Role.SCANNED)
+"""Of the operands of a loop or condition."""
+
+
+def _role_in(scope: Scope, is_scanned: bool) -> Role:
+    """What a weight is to the loop or condition whose body it is handed to."""
+    owner = scope.owner
+    if is_scanned:
+        return Role.SCANNED
+    is_condition = owner is not None and owner.name == "while" and scope.graph is owner.regions[0]
+    return Role.COND_CONST if is_condition else Role.CONST
 
 
 def _function_key(plan: _Plan) -> Any:

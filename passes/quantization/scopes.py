@@ -46,14 +46,14 @@ class Scope:
     slots: Mapping[Value, Slot] | None = None
 
     @property
-    def obstacle(self) -> str | None:
-        """Why no weight can be handed in from outside; None where one can."""
+    def is_in_scans_alone(self) -> bool:
+        """Whether nothing but loops of known length stand around it, which run it every time."""
         scope = self
         while scope.owner is not None and scope.parent is not None:
             if scope.owner.name != "scan":
-                return f"it stands in the body of a `{scope.owner.name}`"
+                return False
             scope = scope.parent
-        return None
+        return True
 
     def is_static(self, value: Value) -> bool:
         return value.const is not None or value in self.static

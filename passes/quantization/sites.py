@@ -135,8 +135,6 @@ def _obstacle(site: Site, takes_rows: bool) -> str | None:
         return "its weight is made by a random generator (PRNG)"
     if not takes_rows:
         return "it takes parts of rows, or rows of several axes"
-    if site.scope.obstacle is not None:
-        return site.scope.obstacle
     if site.view.scope.parent is not None:
         return "its weight is computed inside the loop"
     return None

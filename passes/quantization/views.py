@@ -84,7 +84,7 @@ def _step(view: View) -> bool:
         view.root, view.dims = op.operands[0], dims
         return True
     slot = (view.scope.slots or {}).get(view.root)
-    if slot is None or view.scope.parent is None or slot.role not in (Role.CONST, Role.SCANNED):
+    if slot is None or view.scope.parent is None or slot.role not in (Role.CONST, Role.COND_CONST, Role.SCANNED):
         return False
     is_scanned = slot.role is Role.SCANNED
     if is_scanned:

@@ -149,6 +149,39 @@ def test_a_weight_that_every_iteration_shares_is_stored_once():
 
 
 W = normal(64, 64)
+
+
+def in_a_while(p, x):
+    """As often as the data says, with a weight that the condition reads too."""
+    rise = lambda carry: jnp.sum(carry[1] @ p["w"]) ** 2 + carry[0] < jnp.abs(x[0, 0, 0]) * 1e6
+    return lax.while_loop(rise, lambda carry: (carry[0] + 1e5, jnp.tanh(carry[1] @ p["w"] @ p["v"])), (0.0, x))[1]
+
+
+def in_branches(p, x):
+    """One weight for both branches, one for a branch alone, in a loop over layers."""
+    both = [lambda h, w: h @ w, lambda h, w: jnp.tanh(h @ w) @ p["v"], lambda h, w: h]
+    body = lambda h, step: (lax.switch(step[0], both, h, step[1]), None)
+    return lax.scan(body, x, (jnp.int32([0, 1, 2]), jnp.stack([p["w"], p["u"], p["w"]])))[0]
+
+
+@pytest.mark.parametrize(("fn", "sites"), [(in_a_while, 3), (in_branches, 3)])
+@pytest.mark.parametrize("scheme", ["w4a16", slow("w8a16")])
+def test_weights_in_bodies_of_while_and_cond_are_quantized_where_they_are_stored(fn, sites, scheme):
+    params = {name: normal(64, 64, seed=i) / 8 for i, name in enumerate("uvw")}
+    x = X / 4
+    graph, result = quantized(fn, params, x, scheme=scheme)
+    verify(graph)
+    assert result.matched == sites and not result.remarks
+    assert not names(graph)["dot_general"] and names(graph)["quantized_dot"] == sites
+    near = {name: rounded(w, scheme, (0,)) for name, w in params.items()}
+    np.testing.assert_allclose(run(graph, params, x)[0], jax.jit(fn)(near, x), atol=5e-5)
+    assert np.abs(np.asarray(run(graph, params, x)[0]) - jax.jit(fn)(params, x)).max() > 1e-4
+    # No float weight reaches the step.
+    crossing = split(graph, [True] * 3 + [False]).prepare.outputs
+    assert all(v.dtype != jnp.float32 or v.size < 64 * 64 for v in crossing)
+    assert quantize_weights(graph, default_rules(SCHEMES[scheme])).matched == 0
+
+
 NEAR_MISSES = {
     "two activations": (lambda p, x: x @ x.transpose(0, 2, 1) + p["w"][:5, :5] * 0, None),
     "integers": (lambda p, x: x @ p["w"].astype(jnp.int8), "weight is int8"),
@@ -156,9 +189,11 @@ NEAR_MISSES = {
     "read as it is": (lambda p, x: x @ p["w"] + jnp.sum(x[0, 0] * p["w"]), "`mul` at"),
     "a result too": (lambda p, x: (x @ p["w"], p["w"] * 2.0), "result too"),
     "random": (lambda p, x: x @ jax.random.normal(p["key"], (64, 64)), "PRNG"),
-    "in a while": (
-        lambda p, x: lax.fori_loop(0, x.shape[0] + x[0, 0, 0].astype(int), lambda _, h: jnp.tanh(h @ p["w"]), x),
-        "body of a `while`",
+    "made in a while": (
+        lambda p, x: lax.while_loop(
+            lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.tanh(c[1] @ jnp.sin(p["w"])), c[2]), (0, x, x)
+        )[1],
+        "computed inside the loop",
     ),
     "a constant": (lambda p, x: x @ (jnp.ones((64, 64)) + jnp.arange(64)), "not a parameter"),
     "parts of rows": (
