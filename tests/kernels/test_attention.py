@@ -13,6 +13,8 @@ import pytest
 from fastgpt_jax.kernels.attention import attention, attention_per_head, pallas_tpu, reference, xla_blocked
 from fastgpt_jax.kernels.attention.shapes import KEY_SEGMENTS, SHAPES, SLOPES, NamedShape
 from fastgpt_jax.kernels.attention.spec import AttentionSpec, check, times
+from fastgpt_jax.kernels.cpu import attention as cpu
+from fastgpt_jax.kernels.cpu import library
 from passes.block_lists import block_list
 from passes.masks import All, BlockTable, KeyRange, Mask, PerHead, Read, Segment, Shifted, causal, window
 from passes.reader import trace
@@ -22,7 +24,12 @@ from tests.kernels.attention_inputs import assert_close, float64_result, make_in
 
 QUICK = {"causal, odd lengths", "everything", "behind what is cached, window"}
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES]
-IMPLEMENTATIONS = [pytest.param("reference", marks=pytest.mark.slow), "xla_blocked", "pallas_tpu"]
+IMPLEMENTATIONS = [
+    pytest.param("reference", marks=pytest.mark.slow),
+    "xla_blocked",
+    "pallas_tpu",
+    pytest.param("cpu", marks=pytest.mark.skipif(library.find() is None, reason="the native kernels are not built")),
+]
 
 
 def run(implementation: str, spec: AttentionSpec, shape: NamedShape, inputs) -> tuple[jax.Array, jax.Array]:
@@ -30,6 +37,8 @@ def run(implementation: str, spec: AttentionSpec, shape: NamedShape, inputs) -> 
         fn = functools.partial(reference.attend, spec)
     elif implementation == "xla_blocked":
         fn = functools.partial(xla_blocked.attend, spec, block_q=16, block_k=32)
+    elif implementation == "cpu":
+        fn = functools.partial(cpu.attend, spec)
     else:
         fn = functools.partial(pallas_tpu.attend, spec, block_q=shape.block_q, block_k=shape.block_k, interpret=True)
     return jax.jit(fn)(*jax.tree.map(jnp.asarray, inputs))
@@ -392,7 +401,7 @@ def test_numbers_for_heads_that_do_not_fit_are_refused(sinks, slopes, message):
 
 
 def test_an_unknown_implementation_lists_the_known_ones():
-    with pytest.raises(ValueError, match="pallas_tpu, xla_blocked, reference or None, got 'cudnn'"):
+    with pytest.raises(ValueError, match="pallas_tpu, xla_blocked, reference, cpu or None, got 'cudnn'"):
         attention(AttentionSpec(1.0), *(jnp.zeros(x.shape) for x in abstract_inputs(4, 4)), implementation="cudnn")
 
 

@@ -20,10 +20,11 @@ from jaxtyping import Array
 
 from fastgpt_jax.kernels.attention import pallas_tpu, reference, xla_blocked
 from fastgpt_jax.kernels.attention.spec import AttentionSpec, Keys, Queries, Result, Sinks, Values, check
+from fastgpt_jax.kernels.cpu import attention as cpu
 from passes.masks import PerHead
 
 IMPLEMENTATIONS: Mapping[str, ModuleType] = MappingProxyType(
-    {"pallas_tpu": pallas_tpu, "xla_blocked": xla_blocked, "reference": reference}
+    {"pallas_tpu": pallas_tpu, "xla_blocked": xla_blocked, "reference": reference, "cpu": cpu}
 )
 
 
@@ -43,7 +44,8 @@ def attention(
 
     Args:
       implementation: One of `IMPLEMENTATIONS`; None takes the TPU kernel on TPUs where it takes the arguments, and
-        blocked XLA otherwise. A kernel named on another platform than its own is interpreted.
+        blocked XLA otherwise. The TPU kernel named on another platform is interpreted. `cpu` runs on CPUs only, and
+        where it is named: devices cannot share its work.
 
     Raises:
       NotImplementedError: The implementation declines, or every one does.
@@ -119,7 +121,7 @@ def _run(name: str, spec: AttentionSpec, *arrays: Any, interpret: bool) -> tuple
 
 def _chosen(name: str | None, spec: AttentionSpec, *arrays: Any) -> _Choice:
     if name is None:
-        reasons = {n: module.supports(spec, *arrays) for n, module in IMPLEMENTATIONS.items()}
+        reasons = {n: module.supports(spec, *arrays) for n, module in IMPLEMENTATIONS.items() if module is not cpu}
         takes = [n for n, reason in reasons.items() if reason is None]
         return _Choice(takes[0], next(n for n in takes if n != "pallas_tpu"))
     if name not in IMPLEMENTATIONS:

@@ -1,0 +1,5 @@
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,popcnt,lzcnt")
+#define FASTGPT_ATTENTION_KERNELS kAttentionAvx512
+#include "attention_kernels.h"
+#endif

@@ -1,0 +1,266 @@
+// A few rows of queries (all heads of a KV head, of a token or two) against blocks of keys. After attention_rows.h.
+//
+// The one idea: the rows lie side by side in a register, 16 / rows dimensions of each, and a key's numbers are repeated
+// along them straight from where they lie, so that no key is moved or transposed for the few products it enters. With J
+// dimensions side by side, lane r * J + j of what comes out belongs to row r and key j of J keys.
+
+namespace fastgpt {
+namespace {
+
+// Sums of J neighbouring lanes of each of kCount registers; J registers become one.
+template <int J, int kBit, int kCount>
+FASTGPT_INLINE void Fold(V* v) {
+  if constexpr (kBit < J) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount / 2; ++i) {
+      const V a = v[2 * i], b = v[2 * i + 1];
+      v[i] = Select(kLanesWith<kBit>, b, a) + Swap<kBit>(Select(kLanesWith<kBit>, a, b));
+    }
+    Fold<J, 2 * kBit, kCount / 2>(v);
+  }
+}
+
+template <int J>
+void FewScores(const float* query, int64_t H, const float* const* rows, const float* const* next, int num_keys,
+               float* scores) {
+  constexpr int kKeys = J > 8 ? J : 8;
+  for (int i0 = 0; i0 < num_keys; i0 += kKeys) {
+    V sums[kKeys];
+    const float* row[kKeys];
+#pragma GCC unroll 16
+    for (int i = 0; i < kKeys; ++i) {
+      sums[i] = Set(0);
+      row[i] = rows[i0 + i];
+    }
+    for (int64_t d = 0; d < H; d += J) {
+      const V q = Load(query + d * (16 / J));
+#pragma GCC unroll 16
+      for (int i = 0; i < kKeys; ++i) sums[i] = MulAdd(Repeat<J>(row[i] + d), q, sums[i]);
+    }
+    if (next != nullptr) {
+      for (int i = 0; i < kKeys; ++i) Prefetch(next[i0 + i], H);
+    }
+    Fold<J, 1, kKeys>(sums);
+#pragma GCC unroll 16
+    for (int i = 0; i < kKeys / J; ++i) Store(scores + (i0 / J + i) * 16, sums[i]);
+  }
+}
+
+// sum[r] += weights of row r times values, for kRows rows from `row` on and kVectors * 16 numbers of each.
+template <int J, int kRows, int kVectors>
+void FewMix(const float* weights, const float* const* values, int64_t e, int num_keys, float* sum, int64_t Ep) {
+  V sums[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kVectors; ++n) sums[r][n] = Load(sum + r * Ep + n * 16);
+  }
+  for (int i = 0; i < num_keys; i += J) {
+    const float* w = weights + i * (16 / J);
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) {
+      const float* row = values[i + j] + e;
+      V v[kVectors];
+#pragma GCC unroll 4
+      for (int n = 0; n < kVectors; ++n) v[n] = Load(row + n * 16);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const V weight = Set(w[r * J + j]);
+#pragma GCC unroll 4
+        for (int n = 0; n < kVectors; ++n) sums[r][n] = MulAdd(weight, v[n], sums[r][n]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kVectors; ++n) Store(sum + r * Ep + n * 16, sums[r][n]);
+  }
+}
+
+template <int J, int kRows>
+void FewMixAll(const float* weights, const float* const* values, int num_keys, float* sum, int64_t Ep) {
+  constexpr int kVectors = kWidth < 16 ? 1 : kRows > 4 ? 2 : 4;
+  int64_t e = 0;
+  for (; e + kVectors * 16 <= Ep; e += kVectors * 16) {
+    FewMix<J, kRows, kVectors>(weights, values, e, num_keys, sum + e, Ep);
+  }
+  for (; e < Ep; e += 16) FewMix<J, kRows, 1>(weights, values, e, num_keys, sum + e, Ep);
+}
+
+template <int J, int kFirst, int kRows>
+void FewMixOf(int rows, const float* weights, const float* const* values, int num_keys, float* sum, int64_t Ep) {
+  if constexpr (kRows >= 1) {
+    if (rows != kRows) return FewMixOf<J, kFirst, kRows - 1>(rows, weights, values, num_keys, sum, Ep);
+    FewMixAll<J, kRows>(weights + kFirst * J, values, num_keys, sum + kFirst * Ep, Ep);
+  }
+}
+
+struct FewState {
+  V top, total;  // Lane r * J + j of J: row r; `total` is spread over the J lanes.
+};
+
+// Scores become weights: powers of 2 below the greatest score so far. Returns by what earlier sums shrink.
+template <int J>
+V FewWeights(float* scores, int num_vectors, FewState& state) {
+  V top = Load(scores);
+  for (int z = 1; z < num_vectors; ++z) top = Max(top, Load(scores + z * 16));
+  if constexpr (J > 1) top = Max(top, Swap<1>(top));
+  if constexpr (J > 2) top = Max(top, Swap<2>(top));
+  if constexpr (J > 4) top = Max(top, Swap<4>(top));
+  if constexpr (J > 8) top = Max(top, Swap<8>(top));
+  top = Max(top, state.top);
+  const V finite = Max(top, Set(-3.0e38f));  // Where nothing is seen yet.
+  const V shrink = Exp2(state.top - finite);
+  V total = Set(0);
+  for (int z = 0; z < num_vectors; ++z) {
+    const V weight = Exp2(Load(scores + z * 16) - finite);
+    total = total + weight;
+    Store(scores + z * 16, weight);
+  }
+  state.top = top;
+  state.total = MulAdd(state.total, shrink, total);
+  return shrink;
+}
+
+// What a lane stands for, and numbers of it.
+struct FewLanes {
+  int rows, heads;            // heads of the group; row r is query r / heads.
+  float slope[16], query[16];  // Of alibi.
+  uint32_t lanes[16];          // Of query i, for key j = 0 of J.
+};
+
+template <int J>
+void FewAdjust(const AttentionCall& call, const AttentionTask& task, const Block& block, int64_t kv,
+               const FewLanes& lanes, float* scores) {
+  const int num_vectors = block.num_keys / J;
+  const bool is_plain = call.soft_cap == 0 && call.slopes == nullptr && call.bias == nullptr;
+  const V factor = Set(call.scale * kLog2E);
+  if (is_plain) {
+    for (int z = 0; z < num_vectors; ++z) Store(scores + z * 16, Load(scores + z * 16) * factor);
+  } else {
+    float key[16];
+    for (int lane = 0; lane < 16; ++lane) key[lane] = static_cast<float>(block.first + lane % J);
+    for (int z = 0; z < num_vectors; ++z) {
+      V x = Capped(call, Load(scores + z * 16));
+      if (call.slopes != nullptr) {
+        const V distance = Abs(Load(lanes.query) - (Load(key) + Set(static_cast<float>(z * J))));
+        x = x - Load(lanes.slope) * distance;
+      }
+      if (call.bias != nullptr) {
+        float bias[16] = {};
+        for (int lane = 0; lane < lanes.rows * J; ++lane) {
+          const int row = lane / J;
+          bias[lane] = BiasOf(call, task.first + row / lanes.heads, kv * lanes.heads + row % lanes.heads,
+                              block.first + z * J + lane % J);
+        }
+        x = x + Load(bias);
+      }
+      Store(scores + z * 16, x * Set(kLog2E));
+    }
+  }
+  if (block.is_full) return;
+  for (int z = 0; z < num_vectors; ++z) {
+    uint32_t seen = 0;
+    for (int64_t i = 0; i < task.num_queries; ++i) {
+      const uint32_t keys = static_cast<uint32_t>(block.bits[i] >> (z * J)) & ((1u << J) - 1);
+      seen |= keys * lanes.lanes[i];
+    }
+    Store(scores + z * 16, Select(seen, Load(scores + z * 16), Set(kNever)));
+  }
+}
+
+template <int J>
+void RunFew(const AttentionCall& call, const AttentionTask& task, const AttentionPart& part, float* scratch) {
+  constexpr int P = 16 / J;
+  const int64_t group = call.N / call.K, Hp = call.Hp(), Ep = call.Ep(), num_kv = task.kv1 - task.kv0;
+  const int rows = static_cast<int>(task.num_queries * group);
+  const bool is_f32 = call.pool_type == Number::kF32;
+  const bool k_in_place = is_f32 && call.H % J == 0, v_in_place = is_f32 && call.E % 16 == 0;
+  const int64_t H = k_in_place ? call.H : Hp;
+
+  float* zeros = scratch;
+  float* query = zeros + (Hp > Ep ? Hp : Ep);
+  float* scores = query + num_kv * Hp * P;
+  float* staged_k = scores + kBlock * P;
+  float* staged_v = staged_k + kBlock * Hp;
+  float* states = staged_v + kBlock * Ep;
+  float* row = states + num_kv * 32;
+  __builtin_memset(zeros, 0, (query - zeros) * sizeof(float));
+  __builtin_memset(query, 0, num_kv * Hp * P * sizeof(float));
+  __builtin_memset(part.sum, 0, num_kv * part.rows * Ep * sizeof(float));
+
+  FewLanes lanes{rows, static_cast<int>(group), {}, {}, {}};
+  for (int r = 0; r < rows; ++r) lanes.lanes[r / group] |= 1u << (r * J);
+  for (int64_t kv = 0; kv < num_kv; ++kv) {
+    Store(states + kv * 32, Set(kNever));
+    Store(states + kv * 32 + 16, Set(0));
+    for (int r = 0; r < rows; ++r) {
+      LoadQuery(call, (task.first + r / group) * call.N + (task.kv0 + kv) * group + r % group, row);
+      for (int64_t d = 0; d < Hp; ++d) query[(kv * Hp + d / J * J) * P + r * J + d % J] = row[d];
+    }
+  }
+
+  Block blocks[2];
+  const float *keys[kBlock], *values[kBlock];
+  int now = 0;
+  bool is_more = NextBlock(call, task, task.begin / kBlock * kBlock, blocks[now]);
+  while (is_more) {
+    const Block& block = blocks[now];
+    is_more = NextBlock(call, task, block.first + kBlock, blocks[now ^ 1]);
+    for (int64_t kv = 0; kv < num_kv; ++kv) {
+      const int64_t head = task.kv0 + kv;
+      FindRows(call, block, call.pool_k, call.scale_k, head, call.H, Hp, k_in_place, staged_k, zeros, keys);
+      FewScores<J>(query + kv * Hp * P, H, keys, nullptr, block.num_keys, scores);
+      if (call.slopes != nullptr) {
+        for (int lane = 0; lane < rows * J; ++lane) {
+          const int64_t at = task.first + lane / J / group;
+          lanes.slope[lane] = SlopeOf(call, at, head * group + lane / J % group);
+          lanes.query[lane] = static_cast<float>(at % call.T + call.shift);
+        }
+      }
+      FewAdjust<J>(call, task, block, head, lanes, scores);
+      FewState state{Load(states + kv * 32), Load(states + kv * 32 + 16)};
+      const V shrink = FewWeights<J>(scores, block.num_keys / J, state);
+      Store(states + kv * 32, state.top);
+      Store(states + kv * 32 + 16, state.total);
+      float shrinks[16];
+      Store(shrinks, shrink);
+      float* sum = part.sum + kv * part.rows * Ep;
+      for (int r = 0; r < rows; ++r) {
+        if (shrinks[r * J] == 1) continue;
+        for (int64_t e = 0; e < Ep; e += 16) Store(sum + r * Ep + e, Load(sum + r * Ep + e) * Set(shrinks[r * J]));
+      }
+      FindRows(call, block, call.pool_v, call.scale_v, head, call.E, Ep, v_in_place, staged_v, zeros, values);
+      constexpr int kMost = P < 8 ? P : 8;
+      FewMixOf<J, 0, kMost>(rows < 8 ? rows : 8, scores, values, block.num_keys, sum, Ep);
+      if constexpr (P > 8) FewMixOf<J, 8, 8>(rows - 8, scores, values, block.num_keys, sum, Ep);
+    }
+    now ^= 1;
+  }
+  for (int64_t kv = 0; kv < num_kv; ++kv) {
+    for (int r = 0; r < rows; ++r) {
+      float total = 0;
+      for (int j = 0; j < J; ++j) total += states[kv * 32 + 16 + r * J + j];
+      part.top[kv * part.rows + r] = states[kv * 32 + r * J];
+      part.total[kv * part.rows + r] = total;
+    }
+  }
+}
+
+FASTGPT_INLINE int64_t FewFloats(const AttentionCall& call, const AttentionTask& task) {
+  const int64_t num_kv = task.kv1 - task.kv0, Hp = call.Hp(), Ep = call.Ep();
+  return (Hp > Ep ? Hp : Ep) + num_kv * Hp * 16 + kBlock * (16 + Hp + Ep) + num_kv * 32 + Hp;
+}
+
+void RunFewRows(const AttentionCall& call, const AttentionTask& task, const AttentionPart& part, float* scratch) {
+  const int64_t rows = task.num_queries * (call.N / call.K);
+  if (rows == 1) return RunFew<16>(call, task, part, scratch);
+  if (rows == 2) return RunFew<8>(call, task, part, scratch);
+  if (rows <= 4) return RunFew<4>(call, task, part, scratch);
+  if (rows <= 8) return RunFew<2>(call, task, part, scratch);
+  return RunFew<1>(call, task, part, scratch);
+}
+
+}  // namespace
+}  // namespace fastgpt

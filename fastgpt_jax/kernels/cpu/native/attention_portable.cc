@@ -1,0 +1,3 @@
+#pragma GCC diagnostic ignored "-Wpsabi"
+#define FASTGPT_ATTENTION_KERNELS kAttentionPortable
+#include "attention_kernels.h"
