@@ -23,7 +23,6 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks.derivation_table import commit
 from benchmarks.peers import parts
 from benchmarks.peers.artifacts import compile_artifact, context_plan, plan
 from benchmarks.peers.bandwidth import Bandwidth
@@ -43,6 +42,7 @@ from benchmarks.peers.protocol import ROOT, EngineFailed, Worker
 from benchmarks.peers.report import report, write_page
 from benchmarks.peers.shapes import SHAPES, Shape
 from benchmarks.peers.turns import Field
+from benchmarks.startup import commit
 from fastgpt_jax.cli.common import run, to_options
 from fastgpt_jax.errors import UserError
 

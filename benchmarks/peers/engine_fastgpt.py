@@ -35,10 +35,9 @@ class Engine:
 
     def about(self) -> dict[str, Any]:
         manifest, layout = self._served.manifest, self._served.layout
-        features = " ".join(manifest.environment.cpu_features)
         return {
             "version": f"{version('fastgpt-jax')} on jax {jax.__version__}",
-            "build": f"native kernels {manifest.environment.cpu_kernels or 'none'}; {features}",
+            "build": f"native kernels, interface {manifest.environment.cpu_kernels or 'none'}",
             "settings": {
                 **self._settings,
                 "artifact": self._folder.name,

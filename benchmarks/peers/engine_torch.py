@@ -40,7 +40,7 @@ class Engine:
     def about(self) -> dict[str, Any]:
         return {
             "version": torch.__version__,
-            "build": " ".join(torch.__config__.show().split()),
+            "build": _build(),
             "settings": {**self._settings, "attention": "scaled_dot_product_attention", "oneDNN": True},
         }
 
@@ -81,6 +81,12 @@ class Engine:
             count = 2 * config["num_hidden_layers"]
             self._caches[batch] = [torch.zeros(sizes, dtype=self._dtype) for _ in range(count)]
         return self._caches[batch]
+
+
+def _build() -> str:
+    """What its wheel calculates with: libraries, and the instructions in use."""
+    lines = [line.strip(" -") for line in torch.__config__.show().splitlines()]
+    return "wheel; " + "; ".join(line for line in lines if line.startswith(("Intel(R)", "CPU capability")))
 
 
 class Decoder:

@@ -149,11 +149,12 @@ class _Neighbour:
         self._is_there = is_there
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> subprocess.Popen[bytes] | None:
         if self._is_there:
             self._process = subprocess.Popen([sys.executable, "-c", NEIGHBOUR])
             os.sched_setaffinity(self._process.pid, {min(os.sched_getaffinity(0))})
             time.sleep(SETTLE_S)
+        return self._process
 
     def __exit__(self, *error: object) -> None:
         if self._process is not None:

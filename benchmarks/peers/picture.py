@@ -62,7 +62,14 @@ def _draw_panel(axes: Any, rows: Sequence[Row], measure: str) -> None:
                 height, (least, most) = figure.tokens_a_second, figure.spread
                 axes.bar(left, height, 0.9, color=_colour(contestant))
                 axes.errorbar(left, height, [[height - least], [most - height]], color="black", lw=0.8, capsize=2)
-                axes.annotate(f"{height:.3g}", (left, most), (0, 2), textcoords="offset points", ha="center", size=8)
+                axes.annotate(
+                    f"{height:.3g}" if height < 1000 else f"{height:,.0f}",
+                    (left, most),
+                    (0, 2),
+                    textcoords="offset points",
+                    ha="center",
+                    size=8,
+                )
             left += 1
         if measure.startswith("decode"):
             limits.append(summary.limit(rows, contest, measure))

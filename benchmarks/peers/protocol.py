@@ -65,6 +65,8 @@ class Worker:
         Raises:
           EngineFailed: It says why it cannot, or it is gone, or out of time; the last two end the process.
         """
+        if self._input.closed:
+            raise self._gone(command)
         try:
             self._input.write(json.dumps({"do": command, **arguments}).encode() + b"\n")
             self._input.flush()
@@ -113,5 +115,9 @@ class Worker:
         return line
 
     def _gone(self, command: str) -> EngineFailed:
+        with contextlib.suppress(
+            subprocess.TimeoutExpired
+        ):  # its pipe is closed; its exit code may come a moment later
+            self._process.wait(5)
         self.close()
         return EngineFailed(f"{self.engine}: the process ended with code {self._process.returncode} during {command}")

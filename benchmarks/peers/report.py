@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.derivation_table import BEGIN, END
 from benchmarks.peers import summary
 from benchmarks.peers.contests import OURS
 from benchmarks.peers.protocol import ROOT
@@ -19,6 +18,7 @@ from fastgpt_jax.cli.tables import format_bytes
 from fastgpt_jax.errors import UserError
 
 PAGE = ROOT / "docs" / "cpu.md"
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 def report(rows: Sequence[Row]) -> Iterator[str]:
