@@ -153,7 +153,7 @@ class CacheMemory:
 
     def name_pages(self, request: Request) -> None:
         """Names the pages that a request has filled; to be called when the steps that fill them are under way."""
-        num_full = request.num_computed // self.page_size
+        num_full = min(request.num_computed, request.num_tokens) // self.page_size
         if not self._has_prefix_cache or request.slot is None:
             return
         if num_full > request.num_named:
@@ -162,7 +162,7 @@ class CacheMemory:
                 if (page := request.pages[index]) is not None:
                     self.prefixes.name(keys[index], page)
             request.num_named = num_full
-        if self._caches.has_carried and num_full and request.num_computed % self.page_size == 0:
+        if num_full * self.page_size == request.num_computed and self.keeps_carried(request.num_computed):
             self._save_snapshot(request, request.page_keys(num_full)[-1])
 
     def free_dead_pages(self, request: Request) -> None:
@@ -175,6 +175,10 @@ class CacheMemory:
             request.pages[dead.start : dead.stop] = [None] * len(dead)
             self._give_back(pages)
             self._write_table(request, dead.start)
+
+    def keeps_carried(self, num_rows: int) -> bool:
+        """Whether what is carried is saved when a request has so many rows."""
+        return self._caches.has_carried and self._has_prefix_cache and num_rows > 0 and num_rows % self.page_size == 0
 
     def last_page_end(self, request: Request) -> int:
         """Where a chunk should end, so that what is carried is saved for requests that begin alike; 0 for nowhere."""

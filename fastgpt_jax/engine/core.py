@@ -1,7 +1,9 @@
 """The loop that knows ids alone: requests in, steps of the compiled model, tokens out.
 
-Knows no text. The one idea: while the device runs one step the next is chosen and laid out; when the ids of the first
-are there, they are filled in, and the next starts before anybody looks at what the first means.
+Knows no text. The one idea: while the device runs one step the next is chosen and laid out. Where the ids of the first
+are all that it lacks, the device has it at once and takes them from its own memory; what a request that ended with them
+gets too much is dropped. Otherwise they are filled in when they are there, and the next starts before anybody looks at
+what the first means.
 """
 
 from __future__ import annotations
@@ -141,7 +143,7 @@ class EngineCore:
         self._see()
         plan = self._plan()
         self._see()
-        if plan is not None and plan[0].is_independent:
+        if plan is not None and (plan[0].is_independent or self._may_follow(plan[0])):
             self._launch(plan)
             plan = None
         if not self._in_flight:  # the launch failed, and all begins anew
@@ -157,6 +159,12 @@ class EngineCore:
         self._launch(plan)
         if not self._in_flight:
             self._launch(self._plan())
+
+    def _may_follow(self, plan: Plan) -> bool:
+        """Whether a plan can be given to the device before the step under way is done."""
+        if not self._in_flight or not self._runner.follows(plan, self._in_flight[-1]):
+            return False
+        return not any(self._memory.keeps_carried(row.stop) for row in plan.rows)
 
     def _see(self) -> None:
         if self._in_flight:
@@ -194,8 +202,11 @@ class EngineCore:
         if plan is None:
             return
         try:
-            self._constrain(plan[0])
-            step = self._runner.dispatch(*plan)
+            if self._in_flight and not plan[0].is_independent:
+                step = self._runner.dispatch_after(*plan, self._in_flight[-1])
+            else:
+                self._constrain(plan[0])
+                step = self._runner.dispatch(*plan)
             if step is None:
                 return
             for request in step.plan.requests:
@@ -250,6 +261,7 @@ class EngineCore:
         request.append(token.token_id, self.compiled.max_model_len)
         error = follow_form(request, token.token_id)
         if request.is_finished:
+            self._memory.name_pages(request)
             self.scheduler.remove(request)
         else:
             self._runner.append(request, token.token_id)

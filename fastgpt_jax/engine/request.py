@@ -102,6 +102,11 @@ class Request:
         return self.slot
 
     @property
+    def draws_unseen(self) -> bool:
+        """Whether its next token but one can be drawn before anybody has looked at the next."""
+        return self.structured is None and self.group.ignores_outputs(len(self.output_token_ids))
+
+    @property
     def held_pages(self) -> list[int]:
         """The pages that it refers to."""
         return [page for page in self.pages if page is not None]
@@ -187,6 +192,12 @@ class RequestGroup:
             self.needs_full_sampler = params.needs_full_sampler
             self.wants_score = params.prompt_logprobs is not None
             self.wants_logprobs = params.logprobs is not None
+
+    def ignores_outputs(self, num_outputs: int) -> bool:
+        """Whether what the sampler does with a continuation of so many tokens depends on none of them, nor changes."""
+        if not self.needs_full_sampler:
+            return True
+        return not getattr(self.params, "has_penalties", False) and num_outputs >= self.min_tokens
 
     @property
     def is_pooling(self) -> bool:

@@ -1,7 +1,8 @@
 """Turns a plan into the arrays of one compiled step, gives them to the device, and brings back what was asked for.
 
 Knows no policy. The one idea: whatever a plan says is laid out while the step before runs; what only that step can tell
-(its tokens, and who is done) is filled in just before the next one starts.
+(its tokens, and who is done) is filled in just before the next one starts. Where its tokens are all that is missing,
+they never leave the device, and nobody waits.
 """
 
 from __future__ import annotations
@@ -121,6 +122,25 @@ class Runner:
             targets=targets.reshape(-1),
         )
 
+    def follows(self, plan: Plan, step: InFlight) -> bool:
+        """Whether a plan's tokens are those that a step under way draws, row by row, and nothing else is missing."""
+        before = step.plan
+        if plan.shape.chunk_len > 1 or plan.is_scored or plan.shape.num_rows != before.shape.num_rows:
+            return False
+        if len(plan.rows) > len(before.rows):
+            return False
+        return all(
+            row.request is drawn.request
+            and samples
+            and row.start == row.request.num_tokens
+            and row.request.draws_unseen
+            for row, drawn, samples in zip(plan.rows, before.rows, before.samples, strict=False)
+        )
+
+    def dispatch_after(self, plan: Plan, inputs: StepInputs, step: InFlight) -> InFlight:
+        """Gives a plan that follows a step to the device with the tokens that the step draws, whatever they are."""
+        return self._start(plan, dataclasses.replace(inputs, tokens=step.outputs.ids), num_unseen=1)
+
     def dispatch(self, plan: Plan, inputs: StepInputs) -> InFlight | None:
         """Completes a step and gives it to the device; None where all that it was for has ended."""
         tokens = np.asarray(inputs.tokens).reshape(plan.shape.num_rows, -1)
@@ -132,13 +152,15 @@ class Runner:
             is_idle = False
             if not plan.is_independent:
                 _fill(tokens[index], row)
-        if is_idle:
-            return None
+        return None if is_idle else self._start(plan, inputs)
+
+    def _start(self, plan: Plan, inputs: StepInputs, num_unseen: int = 0) -> InFlight:
+        """Args: num_unseen: Tokens of every request that its row of the table lacks."""
         rows = [row for row in plan.rows if not row.request.is_finished]
         is_full = plan.is_scored or any(row.request.needs_full_sampler for row in rows)
         variant: Variant = "full" if is_full else "greedy"
         key = EntryPointKey(plan.shape.num_tokens, plan.shape.num_rows, variant, plan.is_scored)
-        sampler = self._table.take(self._sampled_slots(plan)) if is_full else None
+        sampler = self._table.take(self._sampled_slots(plan), num_unseen) if is_full else None
         outputs, self._caches.state = self._compiled.step(
             self._caches.state, inputs, sampler, variant=variant, score=plan.is_scored
         )

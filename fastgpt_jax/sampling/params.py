@@ -93,6 +93,11 @@ class SamplingParams:
         )
 
     @property
+    def has_penalties(self) -> bool:
+        """Whether tokens are drawn with an eye on those before them."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
+
+    @property
     def needs_full_sampler(self) -> bool:
         """Whether anything but the most likely token may be asked for."""
         neutral = SamplingParams(temperature=0)

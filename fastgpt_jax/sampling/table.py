@@ -73,9 +73,14 @@ class SamplerTable:
             values = getattr(self._rows, field.name)
             values[slot] = values[self.num_slots]
 
-    def take(self, slots: Sequence[int | None]) -> SamplerInputs:
-        """Returns a copy of the rows of these slots, neutral where None; later writes do not reach it."""
+    def take(self, slots: Sequence[int | None], num_unseen: int = 0) -> SamplerInputs:
+        """Returns a copy of the rows of these slots, neutral where None; later writes do not reach it.
+
+        Args:
+          num_unseen: Tokens that follow each history and are not in it yet.
+        """
         index = np.array([self.num_slots if slot is None else slot for slot in slots])
-        return SamplerInputs(
-            **{field.name: getattr(self._rows, field.name)[index] for field in dataclasses.fields(SamplerInputs)}
-        )
+        names = [field.name for field in dataclasses.fields(SamplerInputs)]
+        rows = SamplerInputs(**{name: getattr(self._rows, name)[index] for name in names})
+        rows.num_total[:] += num_unseen
+        return rows
