@@ -34,14 +34,13 @@ def report(rows: Sequence[Row]) -> Iterator[str]:
                 yield from lines
 
 
-def write_page(lines: Sequence[str], page: Path = PAGE) -> None:
+def write_page(lines: Sequence[str], page: Path = PAGE, begin: str = BEGIN, end: str = END) -> None:
     """Puts the lines between the page's markers."""
-    text = page.read_text(encoding="utf-8")
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"{page} needs the lines {BEGIN} and {END}")
-    page.write_text("\n".join([f"{head}{BEGIN}", "", *lines, "", f"{END}{tail}"]), encoding="utf-8")
+    head, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise UserError(f"{page} needs the lines {begin} and {end}")
+    page.write_text("\n".join([f"{head}{begin}", "", *lines, "", f"{end}{tail}"]), encoding="utf-8")
 
 
 def _run(row: Row) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import cpu_peers
+from benchmarks import cpu_peers, cpu_peers_edge
 from benchmarks.peers import parts, report, summary
 from benchmarks.peers.bandwidth import Bandwidth
 from benchmarks.peers.contests import CONTESTS, MEASURES, Contestant, Measure
@@ -22,6 +22,7 @@ from benchmarks.peers.turns import Field
 from benchmarks.peers.worker import make_prompt
 from benchmarks.peers.write_model import draw_tensors, vocabulary, write_model
 from fastgpt_jax.checkpoint import load_model
+from fastgpt_jax.cli.compile import make_flags as make_compile_flags
 
 DECODE, PREFILL = Measure("decode", 1, 1), Measure("prefill", 512, 512)
 STUB = """
@@ -297,6 +298,22 @@ def test_the_page_keeps_what_is_around_the_tables(tmp_path):
     report.write_page(["new"], page)
     assert page.read_text() == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
     assert report.BEGIN in report.PAGE.read_text() and report.END in report.PAGE.read_text()
+
+
+def test_the_config_for_eight_gigabytes_is_what_its_page_and_the_compiler_say():
+    flags = cpu_peers_edge.compile_flags("MODEL", Path("OUT"))
+    options = make_compile_flags()
+    options(["compile", *flags])
+    assert options["quantization"].value == "w4a8" and options["max_model_len"].value == 4096
+    for text in (report.PAGE.read_text(), cpu_peers_edge.CONFIG.read_text()):
+        assert all(flag in text for flag in flags if flag.startswith("--") and "=" in flag and "verify" not in flag)
+
+
+def test_the_page_says_whether_it_fits():
+    row = {"weight_bytes": 5e9, "RssAnon": 1e9, "first_token_s": 2.0, "commit": "abc", "bandwidth": 4e10}
+    row |= {"prefill_tokens_a_second": 20.0, "decode_tokens_a_second": 5.0}
+    assert "it fits 8 GB" in next(cpu_peers_edge.tell({**row, "VmHWM": 7.9e9}))
+    assert "it does not fit 8 GB" in next(cpu_peers_edge.tell({**row, "VmHWM": 8.1e9}))
 
 
 def test_the_neighbour_takes_one_core_and_ends():
