@@ -14,6 +14,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from passes.attention.expression import Expression, Index, walk
+from passes.attention.kernel_form import NoForm, kernel_form
+from passes.attention.written_rows import sees_written_only
 from passes.dce import dce
 from passes.graph import Graph, Op, Value
 from passes.numerics import Numerics
@@ -82,6 +84,8 @@ def _rewrite(editor: Editor, op: Op, counter: RewriteCounter) -> list[Rewrite]:
     if not {op, keys.read, values.read} <= gone:
         raise _Miss("the cached rows are read elsewhere too")
 
+    is_behind = _sees_written_only(op, rest[:num_leaves], _start(positions, keys.lengths), num_new)
+
     def compute(*arrays: Any) -> list[Any]:
         by_value = dict(zip(operands, arrays, strict=True))
         taken = [by_value[v] if v.const is None else jnp.asarray(v.const) for v in flat]
@@ -89,7 +93,8 @@ def _rewrite(editor: Editor, op: Op, counter: RewriteCounter) -> list[Rewrite]:
         if T != num_new:  # heads that share keys came as queries of their own
             sinks = [x.swapaxes(1, 2).reshape(x.shape[0], 1, -1) for x in given.sinks]
             given = replace(given, query=given.query.swapaxes(1, 2).reshape(R, 1, T * N, H), sinks=sinks)
-        out, *pools = paged_attention(given, num_keys=key.shape[1], num_kv_heads=num_kv_heads, **ways)
+        sizes = {"num_keys": key.shape[1], "num_kv_heads": num_kv_heads}
+        out, *pools = paged_attention(given, sees_written_only=is_behind, **sizes, **ways)
         if T != num_new:
             out = out.reshape(R, N, T, out.shape[-1]).swapaxes(1, 2)
         return [out, *pools]
@@ -149,3 +154,35 @@ def _bound(condition: Value, num_requests: int) -> Value:
     if bound.shape != (num_requests,) or bound.const is not None:
         raise _Miss("which rows are there is not said by a length of each request")
     return bound
+
+
+def _start(positions: Value, lengths: Value) -> Value | None:
+    """`start [R]` where positions are `start + arange` but for padding and lengths `start + count`; else None."""
+    parts = [] if lengths.op is None or lengths.op.name != "add" else lengths.op.operands
+    found = positions.op.operands[1:] if positions.op is not None and positions.op.name == "select_n" else []
+    sums = [v.op.operands for v in found if v.op is not None and v.op.name == "add"]
+    for operand in sums[0] if sums else []:
+        for value in _behind(operand):
+            if any(value is part for part in parts):
+                return value
+    return None
+
+
+def _behind(value: Value) -> list[Value]:
+    """A value and what it is a view or a broadcast of."""
+    found = [value]
+    while value.op is not None and value.op.name in (*_VIEWS, "broadcast_in_dim", "convert_element_type"):
+        value = value.op.operands[0]
+        found.append(value)
+    return found
+
+
+def _sees_written_only(op: Op, leaves: list[Value], start: Value | None, num_queries: int) -> bool:
+    if start is None:
+        return False
+    starts = {i for i, leaf in enumerate(leaves) if any(value is start for value in _behind(leaf))}
+    try:
+        form = kernel_form(op.params["score"], num_queries, op.operands[1].shape[1])
+    except NoForm:
+        return False
+    return sees_written_only(form, starts, num_queries)

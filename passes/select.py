@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from passes import compat
 from passes.extract import extract_between
@@ -51,6 +52,32 @@ def _nothing(op: Op, target: Target) -> None:
 
 
 @dataclass(frozen=True)
+class Instance:
+    """An operation alone, on operands of other shapes.
+
+    Attributes:
+      operands: Shapes and dtypes of what is drawn at random, arrays in the place of what is fixed.
+      params: In place of the operation's.
+    """
+
+    operands: Sequence[Any]
+    params: Mapping[str, Any]
+
+    def graph(self, op: Op) -> Graph:
+        """A graph of the operation alone, as it now is."""
+        inputs, operands = list[Value](), list[Value]()
+        for given in self.operands:
+            aval = compat.shaped(given.shape, given.dtype)
+            value = Value(aval, const=given) if isinstance(given, np.ndarray) else Value(aval)
+            operands.append(value)
+            inputs += [] if value.const is not None else [value]
+        params = dict(self.params)
+        avals = compat.infer_types(op.primitive, [v.aval for v in operands], params) or []
+        alone = Op(op.primitive, operands, params, avals, (), op.source, op.effects)
+        return Graph(inputs, [alone], list(alone.results))
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One way to run an operation.
 
@@ -61,8 +88,7 @@ class Candidate:
       is_portable: Whether it lowers to operations that every platform has.
       budget: For native code, the largest relative error of an operation's result in its own dtypes; None for what can
         be widened.
-      shrink: For native code, the shapes and dtypes of operands of a small instance of an operation, on which it is
-        validated.
+      shrink: For native code, a small instance of an operation, on which it is validated; None validates it whole.
     """
 
     name: str
@@ -71,7 +97,7 @@ class Candidate:
     seconds: Callable[[Op, Target], float | None] = _nothing
     is_portable: bool = True
     budget: Callable[[Op], float] | None = None
-    shrink: Callable[[Op], Sequence[Any]] | None = None
+    shrink: Callable[[Op], Instance] | None = None
 
 
 Table = Mapping[str, Sequence[Candidate]]
@@ -172,21 +198,16 @@ def deselect(graph: Graph, table: Table) -> int:
 
 
 def _become(op: Op, chosen: Candidate) -> Rewrite:
-    small = None if chosen.shrink is None else _instance(op, chosen.shrink(op))
+    small = None if chosen.shrink is None else chosen.shrink(op)
     budget = None if chosen.budget is None else chosen.budget(op)
     operands = list(dict.fromkeys(v for v in op.operands if v.const is None))
-    before = small or extract_between(operands, op.results)
+
+    def taken() -> Graph:
+        return extract_between(operands, op.results) if small is None else small.graph(op)
+
+    before = taken()
     op.primitive = chosen.primitive
-    after = extract_between(operands, op.results) if small is None else _instance(op, [v.aval for v in small.inputs])
-    return Rewrite(chosen.primitive.name, Numerics.REASSOCIATES, before, after, op.source, budget)
-
-
-def _instance(op: Op, types: Sequence[Any]) -> Graph:
-    """The operation alone, on operands of other shapes."""
-    inputs = [Value(compat.shaped(t.shape, t.dtype)) for t in types]
-    avals = compat.infer_types(op.primitive, [v.aval for v in inputs], op.params)
-    alone = Op(op.primitive, list(inputs), op.params, avals or [r.aval for r in op.results], (), op.source, op.effects)
-    return Graph(inputs, [alone], list(alone.results))
+    return Rewrite(chosen.primitive.name, Numerics.REASSOCIATES, before, taken(), op.source, budget)
 
 
 def _time(seconds: float) -> str:

@@ -14,9 +14,7 @@ from passes.manager import PassOptions
 from passes.quantization.rules import QuantizationRule
 from sharding.rules import Rules
 
-DEFAULT_PIPELINE = (
-    "simplify,attention,layer_norm,rms_norm,rope,gated_mlp,residual_norm,weight_rows,attend_pages,select"
-)
+DEFAULT_PIPELINE = "simplify,attention,layer_norm,rms_norm,rope,gated_mlp,residual_norm,weight_rows,attend_pages,select"
 _PAGES = ("page_size", "num_pages", "memory_pool_size")
 
 

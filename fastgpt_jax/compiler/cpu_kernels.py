@@ -7,7 +7,7 @@ weights are laid out for them once, whatever the step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from passes.ops.rope import rope_p
 from passes.ops.weight_dot import weight_dot_p
 from passes.quantization.packing import Packing
 from passes.quantization.schemes import Scheme
-from passes.select import Candidate, Target, make_native_implementation
+from passes.select import Candidate, Instance, Target, make_native_implementation
 
 try:
     from fastgpt_jax.kernels.cpu import dot
@@ -106,12 +106,13 @@ def _quantized_dot_declines(op: Op, target: Target) -> str | None:
     return dot.int8_dot_refusal(x, qvalue, scale, activation=scheme.activation)
 
 
-def _small_product(op: Op) -> Sequence[Any]:
-    """The shapes of a product with few channels and rows; K stays, since it decides how sums are cut."""
+def _small_product(op: Op) -> Instance:
+    """A product with few channels and rows; K stays, since it decides how sums are cut."""
     x, *weights = op.operands
     rows = min(SMALL_ROWS, math.prod(x.shape[:-1]))
     small = [jax.ShapeDtypeStruct((rows, x.shape[-1]), x.dtype)]
-    return small + [jax.ShapeDtypeStruct((min(SMALL_CHANNELS, w.shape[0]), *w.shape[1:]), w.dtype) for w in weights]
+    small += [jax.ShapeDtypeStruct((min(SMALL_CHANNELS, w.shape[0]), *w.shape[1:]), w.dtype) for w in weights]
+    return Instance(small, op.params)
 
 
 # --------------------------------------------------------------------------------------- rows
@@ -164,7 +165,7 @@ def candidate(
     op: Any,
     call: Callable[..., Any],
     declines: Callable[[Op, Target], str | None],
-    shrink: Callable[[Op], Sequence[Any]] | None,
+    shrink: Callable[[Op], Instance] | None,
     budget: Callable[[Op], float],
 ) -> Candidate:
     """A native implementation of `op`.

@@ -127,16 +127,16 @@ def _sees_a_key(mask: Mask, leaves: Sequence[Expression], num_queries: int, num_
         has_after = inner.hi is None or (inner.hi >= 0 and not is_shifted and num_queries <= num_keys)
         return has_before and has_after
     if isinstance(inner, And):
-        return not is_shifted and num_queries <= num_keys and _sees_itself(inner)
+        return not is_shifted and num_queries <= num_keys and sees_itself(inner)
     return isinstance(inner, All)
 
 
-def _sees_itself(mask: Mask) -> bool:
+def sees_itself(mask: Mask) -> bool:
     """Whether every query is known to see the key at its own position."""
     if isinstance(mask, And):
-        return all(map(_sees_itself, mask.terms))
+        return all(map(sees_itself, mask.terms))
     if isinstance(mask, Or):
-        return any(map(_sees_itself, mask.terms))
+        return any(map(sees_itself, mask.terms))
     if isinstance(mask, Offset):
         return (mask.lo is None or mask.lo <= 0) and (mask.hi is None or mask.hi >= 0)
     return isinstance(mask, All)

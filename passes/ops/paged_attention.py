@@ -8,6 +8,8 @@ read pages where they lie. Meaning, for R requests of T new rows each:
     key[r, s], value[r, s]                                row s of the request for s < lengths[r], and row 0 for others
     out[r, t] = attention of query[r, t] over key[r, :S] and value[r, :S]
 
+A row at a position outside is padding: what its queries give is not said, and kernels differ there.
+
 FLOPs: 2 R T N S (H + E). Bytes: rows written, queries, rows read and result. Shard rule: heads shard with KV heads.
 """
 
@@ -78,6 +80,7 @@ def paged_attention(
     *,
     num_keys: int,
     num_kv_heads: int,
+    sees_written_only: bool,
     score: Expression,
     core_dtype: Any,
     weight_dtype: Any,
@@ -88,6 +91,7 @@ def paged_attention(
     Args:
       num_keys: S, positions of a request that are read, from the first on.
       num_kv_heads: K.
+      sees_written_only: Whether no query but those of padding sees a row at `lengths` or behind.
 
     Returns: `[R, T, N, E]` in `out_dtype`, and the two pools after the writes.
     """
@@ -97,6 +101,7 @@ def paged_attention(
         num_leaves=len(operands.leaves),
         num_keys=num_keys,
         num_kv_heads=num_kv_heads,
+        sees_written_only=sees_written_only,
         score=score,
         core_dtype=jnp.dtype(core_dtype),
         weight_dtype=jnp.dtype(weight_dtype),
@@ -104,7 +109,15 @@ def paged_attention(
     )
 
 
-def _meaning(*flat: Any, num_layers: int, num_leaves: int, num_keys: int, num_kv_heads: int, **how: Any) -> list[Any]:
+def _meaning(
+    *flat: Any,
+    num_layers: int,
+    num_leaves: int,
+    num_keys: int,
+    num_kv_heads: int,
+    sees_written_only: bool,
+    **how: Any,
+) -> list[Any]:
     given = Operands.of(flat, num_layers=num_layers, num_leaves=num_leaves)
     is_written = jnp.arange(num_keys) < given.lengths[:, None]
 
