@@ -10,12 +10,14 @@ The one idea: the text of the module is the same interface in every version of J
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastgpt_jax.compiler.compiled_cost_flops import dot_flops, elementwise_flops, library_name
+from fastgpt_jax.compiler.compiled_cost_native import native_cost
 from fastgpt_jax.compiler.compiled_cost_traffic import (
     FREE,
     Kernel,
@@ -171,6 +173,9 @@ class _Walk:
         kind = instruction.opcode.removesuffix("-start")
         given, got = sum(nbytes(x.type) for x in operands), nbytes(produced(instruction))
         library = library_name(instruction)
+        native = native_cost(instruction, operands)
+        if native is not None:
+            return CompiledCost(**dataclasses.asdict(native), libraries={library: 1} if library else {})
         return CompiledCost(
             dot_flops(instruction, operands),
             elementwise_flops(self._module, instruction, operands),

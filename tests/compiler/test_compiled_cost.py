@@ -11,6 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 from fastgpt_jax.compiler.compiled_cost import CompiledCost, compiled_cost
 from fastgpt_jax.errors import UserError
+from fastgpt_jax.kernels.attention.spec import AttentionSpec
+from fastgpt_jax.kernels.cpu import library
+from fastgpt_jax.kernels.cpu.attention import paged_attention
+from passes.masks import KeyLength
 from passes.ops.quantized_dot import quantized_dot
 from passes.quantization.packing import XLA
 from passes.quantization.schemes import SCHEMES
@@ -213,3 +217,23 @@ def test_a_product_in_int8_reads_what_is_stored():
     found = cost(product, floats(rows, size), *weights)
     assert found.dot_flops == 2 * rows * size * channels
     assert found.nbytes < 1.5 * channels * size, "a byte a weight, and little more"
+
+
+@pytest.mark.skipif(library.unusable_reason() is not None, reason=str(library.unusable_reason()))
+def test_native_attention_reads_the_rows_of_its_requests_and_not_the_pools():
+    library.register()
+    R, T, N, K, H, P, Z, M, S = 2, 1, 4, 2, 8, 64, 4, 5, 18
+    ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+    spec = AttentionSpec(0.5, KeyLength(0))
+
+    def fn(query, rows_k, rows_v, positions, pages, pool_k, pool_v, lengths):
+        made = (query, rows_k, rows_v, positions, pages, pool_k, pool_v)
+        return paged_attention(spec, *made, num_keys=S, leaves=[lengths])
+
+    rows, pools = [floats(R, T, K, H)] * 2, [floats(P, Z, K, H)] * 2
+    found = cost(fn, floats(R, T, N, H), *rows, ints(R, T), ints(R, M), *pools, ints(R), donate=(5, 6))
+    assert found.dot_flops == 2 * R * T * N * S * (H + H)
+    given = 4 * (R * T * N * H + 2 * R * T * K * H + R * T + R * M + R)
+    assert found.bytes_read == given + 4 * 2 * R * S * K * H
+    assert found.bytes_written == 4 * (R * T * N * H + 2 * R * T * K * H)
+    assert found.libraries == {"fastgpt_paged_attention": 1}

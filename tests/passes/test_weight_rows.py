@@ -1,4 +1,4 @@
-"""Which weights are laid out in rows, that a table read in rows is kept once, and that nothing is computed otherwise."""
+"""Which weights are laid out in rows, that a tied table is kept once, and that nothing is computed otherwise."""
 
 import jax.numpy as jnp
 import numpy as np
