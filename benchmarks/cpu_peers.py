@@ -31,6 +31,7 @@ from benchmarks.peers.contests import (
     MEASURES,
     OURS,
     QUICK_MEASURES,
+    QUICK_STEPS,
     STEPS,
     Contest,
     Contestant,
@@ -156,7 +157,7 @@ class Bench:
         self._options, self._shape, self._bandwidth = options, shape, bandwidth
         self._folder = Path(options.models).absolute() / shape.name
         self._measures = QUICK_MEASURES if options.quick else MEASURES
-        self._steps = 8 if options.quick else STEPS
+        self._steps = QUICK_STEPS if options.quick else STEPS
         self._field: Field | None = None
         self._missing: set[str] = set()
         self._rebuilt: set[str] = set()
@@ -233,13 +234,14 @@ class Bench:
     def _context(self) -> Iterator[dict[str, Any]]:
         """Our int8 at long contexts, where the shape reaches them."""
         contestant = _ours("int8")
+        build = contestant.build
         reaches = self._shape.max_position_embeddings >= parts.CONTEXTS[-1]
         is_asked = "context" in self._options.only and OURS in self._options.engines
-        if contestant.build is None or not is_asked or not reaches:
+        if build is None or not is_asked or not reaches:
             return
         contestant = dataclasses.replace(contestant, file=f"{contestant.file}-context")
         try:
-            self._compile(contestant, context_plan(contestant.build, self._shape))
+            self._compile(contestant, context_plan(build, self._shape))
             with self._open(contestant) as worker:
                 yield from parts.context(worker, contestant.label, self._bandwidth.measure, rounds(self._options))
         except EngineFailed as error:
@@ -257,7 +259,7 @@ class Bench:
             for contestant in chosen:
                 workers[contestant.label] = self._open(contestant)
                 workers[contestant.label].wait_until_ready()
-            yield from parts.neighbour(workers, rounds(self._options), self._steps)
+            yield from parts.neighbour(workers, rounds(self._options), self._steps[1])
         except EngineFailed as error:
             yield parts.failed("all", "neighbour", error)
         finally:

@@ -50,7 +50,7 @@ def make_model(num_layers: int | None = None) -> tuple[Any, Any]:
 
     Parameters of one shape are one array, so that making them takes 3 GB and not 16; stored, each has its own bytes.
     """
-    fields = get_config().model.to_dict() | ({} if num_layers is None else {"num_hidden_layers": num_layers})
+    fields = get_config().to_dict()["model"] | ({} if num_layers is None else {"num_hidden_layers": num_layers})
     config = LlamaConfig(**fields)
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
     made: dict[Any, Any] = {}

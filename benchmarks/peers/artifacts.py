@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.peers.contests import CACHE_TOKENS, MAX_LEN, MAX_SEQS, Build
+from benchmarks.peers.contests import CACHE_TOKENS, MAX_LEN, MAX_SEQS, PROMPT, Build
 from benchmarks.peers.protocol import ROOT, EngineFailed
 from benchmarks.peers.shapes import Shape
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
-DECODE, CHUNKS = (1, 8, MAX_SEQS), (32, 128, 512, 2048)
-QUICK_DECODE, QUICK_CHUNKS = (1, 8), (32, 128)
+DECODE, CHUNKS = (1, 8, MAX_SEQS), (PROMPT, 128, 512, 2048)
+QUICK_DECODE, QUICK_CHUNKS = (1, 8), (PROMPT, 128)
 CONTEXT_LEN = 33024
 """Of the artifact that is decoded at long contexts."""
 
@@ -32,7 +32,7 @@ def plan(build: Build, shape: Shape, *, is_quick: bool) -> list[str]:
 
 def context_plan(build: Build, shape: Shape) -> list[str]:
     """Flags for one request of a long context."""
-    return _flags(build, shape, (1,), (32,), CONTEXT_LEN, CONTEXT_LEN)
+    return _flags(build, shape, (1,), (PROMPT,), CONTEXT_LEN, CONTEXT_LEN)
 
 
 def compile_artifact(model: Path, target: Path, flags: Sequence[str], *, rebuild: bool, timeout_s: float) -> None:

@@ -13,6 +13,8 @@ from fastgpt_jax.errors import UserError
 
 PANELS = ("decode 1", "decode 8", "decode 32", "prefill 512", "prefill 128")
 MOST_PANELS = 4
+LIMITED = ("decode 1", "decode 8")
+"""What memory binds; larger batches and prefill are bound by arithmetic, far below it."""
 COLOURS = {OURS: "#c1440e", "llama.cpp": "#4477aa", "openvino": "#228833", "ctranslate2": "#aa7733", "torch": "#888888"}
 
 
@@ -53,7 +55,7 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
 
 def _draw_panel(axes: Any, rows: Sequence[Row], measure: str) -> None:
     """Groups of bars, one a contest; a dashed line over a group is the limit of the memory."""
-    ticks, left, limits = {}, 0.0, []
+    ticks, left = {}, 0.0
     for contest in summary.contests_of(rows):
         begin = left
         for contestant in summary.contestants_of(rows, contest):
@@ -71,9 +73,9 @@ def _draw_panel(axes: Any, rows: Sequence[Row], measure: str) -> None:
                     size=8,
                 )
             left += 1
-        if measure.startswith("decode"):
-            limits.append(summary.limit(rows, contest, measure))
-            axes.hlines(limits[-1], begin - 0.5, left - 0.5, color="black", ls="--", lw=1.2)
+        if measure in LIMITED:
+            limit = summary.limit(rows, contest, measure)
+            axes.hlines(limit, begin - 0.5, left - 0.5, color="black", ls="--", lw=1.2)
         ticks[(begin + left - 1) / 2] = contest
         left += 1
     axes.set_xticks(list(ticks), ticks.values())

@@ -54,7 +54,9 @@ class Loaded:
 class Field:
     """The contestants of one contest, with the process that serves each measure."""
 
-    def __init__(self, start: Start, bandwidth: Callable[[], float], *, steps: int, settle_s: float = SETTLE_S):
+    def __init__(
+        self, start: Start, bandwidth: Callable[[], float], *, steps: Mapping[int, int], settle_s: float = SETTLE_S
+    ):
         self._start, self._bandwidth, self._steps, self._settle_s = start, bandwidth, steps, settle_s
         self._serving: dict[tuple[str, str, int], Loaded] = {}
         self._open: list[Asked] = []
@@ -114,7 +116,7 @@ class Field:
                 time.sleep(self._settle_s)
                 bandwidth = self._bandwidth()
                 try:
-                    seconds = loaded.ask(measure, 100 + index, self._steps)
+                    seconds = loaded.ask(measure, 100 + index, self._steps.get(measure.size, 0))
                 except EngineFailed as error:
                     del self._serving[label, measure.kind, measure.size]
                     yield loaded.row("failed", measure=measure.name, why=str(error))
@@ -125,6 +127,8 @@ class Field:
         """One measurement after a shorter one that warms up."""
         try:
             loaded.ask(measure, 1, 4)
-            return loaded.row("tried", measure=measure.name, seconds=loaded.ask(measure, 2, self._steps))
+            return loaded.row(
+                "tried", measure=measure.name, seconds=loaded.ask(measure, 2, self._steps.get(measure.size, 0))
+            )
         except EngineFailed as error:
             return loaded.row("failed", measure=measure.name, why=str(error))

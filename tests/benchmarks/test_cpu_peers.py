@@ -14,7 +14,7 @@ import pytest
 from benchmarks import cpu_peers, cpu_peers_edge
 from benchmarks.peers import parts, report, summary
 from benchmarks.peers.bandwidth import Bandwidth
-from benchmarks.peers.contests import CONTESTS, MEASURES, Contestant, Measure
+from benchmarks.peers.contests import CACHE_TOKENS, CONTESTS, MAX_LEN, MEASURES, STEPS, Contestant, Measure
 from benchmarks.peers.engine_fastgpt import seconds_a_step
 from benchmarks.peers.protocol import EngineFailed, Worker
 from benchmarks.peers.shapes import BOS, EOS, SHAPES
@@ -139,7 +139,7 @@ def run_field(times, measures=(DECODE, PREFILL), rounds=2):
         workers[name] = FakeWorker(log, name, times[contestant.label][variant["i"]])
         return workers[name]
 
-    field = Field(start, lambda: 1e9, steps=4, settle_s=0.0)
+    field = Field(start, lambda: 1e9, steps={1: 4}, settle_s=0.0)
     contestants = [Contestant(n, n, "", tuple({"i": i} for i in range(len(found)))) for n, found in times.items()]
     return list(field.run(contestants, measures, rounds)), log, workers
 
@@ -337,10 +337,13 @@ def test_time_added_by_context_is_held_against_the_bytes_added():
     assert parts.added_over_limit(rows, 100) == pytest.approx(dict.fromkeys(parts.CONTEXTS[1:], 3.0))
 
 
-def test_every_measure_has_room_in_the_caches():
+def test_every_measure_has_room_in_the_caches_even_where_prompts_are_read_one_by_one():
     for measure in MEASURES:
-        if measure.kind != "prefill":
-            assert measure.arguments(1)["prompt"] + measure.arguments(1)["steps"] < 2560
+        asked = measure.arguments(1, STEPS.get(measure.size, 0))
+        if measure.kind == "prefill":
+            assert asked["tokens"] < min(MAX_LEN, CACHE_TOKENS)
+        else:
+            assert measure.size * (asked["prompt"] + asked["steps"] + measure.size + 32) <= CACHE_TOKENS
 
 
 @pytest.mark.slow
