@@ -49,8 +49,9 @@ class EngineArgs:
       max_num_batched_tokens: Tokens, padding included, of the largest prefill step; None leaves it to the compiler. Of
         a compiled model, larger steps are left out.
       max_logprobs: Most likely tokens that may be asked for; None leaves it to the compiler.
-      gpu_memory_utilization: Share of the device's memory that weights and caches may take; more is an error at
-        start. None leaves it unchecked.
+      gpu_memory_utilization: Share of the device's memory that weights, caches and the temporaries of steps may take.
+        A model that is compiled now gets caches of all that is left; one that was compiled and takes more is an error
+        at start. None gives it caches for `max_num_seqs` requests of full length, and checks nothing.
       verify: How much of an artifact is read before it is used: "full", "fast" (all but the weights), or "auto", which
         is "full" up to 8 GB.
       on_mismatch: What to do with an artifact of another environment: "recompile" its portable programs, or "refuse".

@@ -27,7 +27,9 @@ def resolve_model(args: EngineArgs) -> CompiledModel:
         args = dataclasses.replace(args, model=_load_artifact(args))
     elif (args.verify, args.on_mismatch, args.check_fingerprint) != ("auto", "recompile", True):
         raise UserError("verify, on_mismatch and check_fingerprint are for artifacts, and this model is none")
-    compiled = _check_compiled(args) if _is_compiled(args.model) else _compile(args)
+    if not _is_compiled(args.model):
+        return _compile(args)
+    compiled = _check_compiled(args)
     if args.gpu_memory_utilization is not None:
         check_memory(compiled, args.gpu_memory_utilization)
     return compiled
@@ -78,6 +80,7 @@ def _compile(args: EngineArgs) -> CompiledModel:
         "max_num_batched_tokens",
         "max_logprobs",
         "tensor_parallel_size",
+        "gpu_memory_utilization",
         "quantization",
         "kv_cache_dtype",
         "sparse",

@@ -236,6 +236,16 @@ def test_memory_beyond_the_share_allowed_is_refused():
         resolve_model(EngineArgs(WithArrays(), gpu_memory_utilization=1e-9))
 
 
+def test_a_model_that_is_compiled_now_is_told_the_share(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "fastgpt_jax.compiler.compile.compile", lambda model, config: asked.append(config) or FakeCompiled()
+    )
+    loaded = SimpleNamespace(generation=GenerationDefaults(24), model=None)
+    resolve_model(EngineArgs(loaded, gpu_memory_utilization=0.25))
+    assert asked[0].gpu_memory_utilization == 0.25
+
+
 def test_copies_of_carried_values_count_as_memory(monkeypatch):
     carried = FakeCompiled(is_carried=True)
     layout = carried.layout
