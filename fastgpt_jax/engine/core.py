@@ -94,6 +94,12 @@ class EngineCore:
         self._compiles = compile_counter()
         self._num_compiles_before = self._compiles.num_compiles
 
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do, or to tell, now or later."""
+        scheduler = self.scheduler
+        return bool(scheduler.running or scheduler.waiting or self._updates or self._stops or self._in_flight)
+
     def seconds_until_due(self) -> float:
         """How long until `step` has something to do, where it waits for more requests to begin with; else 0."""
         if self._updates or self._stops or self._in_flight:
@@ -117,8 +123,12 @@ class EngineCore:
             if not request.is_finished:
                 self._end(request, "abort")
 
+    def abort_all(self) -> None:
+        """Ends all requests there are."""
+        self.abort([*self.scheduler.running, *self.scheduler.waiting])
+
     def stop(self, request: Request, finish_reason: str, stop_reason: str | None) -> None:
-        """Ends a request whose text has ended, before the next step."""
+        """Ends a request whose text has ended, before the next step; any thread may say so."""
         self._stops.append((request, finish_reason, stop_reason))
 
     def step(self) -> list[Update]:

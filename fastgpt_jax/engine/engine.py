@@ -1,7 +1,8 @@
 """The engine: prompts in, steps of the compiled model, outputs out. vLLM's `LLMEngine` in name and meaning.
 
 The one idea: a core that knows ids alone (`core.py`) and what makes text of them (`output_processor.py`), put together
-so that the device has its next step before anybody looks at the text of the last.
+so that the device has its next step before anybody looks at the text of the last: on one thread by turns, or, after
+`start`, each on its own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fastgpt_jax.engine.pooling import PoolingParams
 from fastgpt_jax.engine.prompts import Prompt, check_params, check_prompt, encode_prompt
 from fastgpt_jax.engine.request import RequestGroup, make_requests
 from fastgpt_jax.engine.stats import EngineStats
+from fastgpt_jax.engine.step_thread import StepThread
 from fastgpt_jax.engine.updates import Update
 from fastgpt_jax.errors import UserError
 from fastgpt_jax.sampling.params import SamplingParams
@@ -38,7 +40,7 @@ class LLMEngine:
     """Runs requests of different lengths together.
 
     Invariants: an id names at most one unfinished request; the same requests in the same order give the same outputs,
-    whatever else runs.
+    whatever else runs; after `start` the core is used by its thread alone, and all the rest by one other.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class LLMEngine:
             self.tokenizer, compiled.vocab_size, end_ids(compiled), deadline_s=grammar_timeout_s
         )
         self._workers = ThreadPoolExecutor(num_workers, "tokeniser") if num_workers else None
+        self._steps: StepThread | None = None
+        self._stats = self.core.stats()
 
     @classmethod
     def from_engine_args(cls, args: EngineArgs, *, grammar_timeout_s: float = DEADLINE_S) -> LLMEngine:
@@ -104,9 +108,28 @@ class LLMEngine:
         """Returns how many ids are waiting or running."""
         return self._processor.num_unfinished
 
+    def start(self) -> None:
+        """Runs steps on a thread of their own from now on: `step` waits for one and makes text meanwhile."""
+        if self._steps is None:
+            self._steps = StepThread(self.core)
+
+    def close(self) -> None:
+        """Ends the thread of the steps, if there is one; nothing can be asked of the engine afterwards."""
+        if self._steps is not None:
+            self._steps.close()
+
+    def interrupt(self) -> None:
+        """Has `step` return where it waits for the thread of the steps; any thread may call it."""
+        if self._steps is not None:
+            self._steps.interrupt()
+
     def stats(self) -> EngineStats:
-        """Returns counts and gauges as they are now."""
-        return self.core.stats()
+        """Returns counts and gauges as they are now, or, where steps run on their own, as the last one left them."""
+        if self._steps is None:
+            return self.core.stats()
+        if not self.has_unfinished_requests():
+            self._stats = self._steps.ask(self.core.stats)
+        return self._stats
 
     def check_request(
         self, prompt: Prompt, params: SamplingParams | PoolingParams, *, compiles: bool = True
@@ -179,13 +202,14 @@ class LLMEngine:
             make_structured=lambda: self._start_form(params),
         )
         self._processor.add(group)
-        self.core.add(group)
+        self._tell_core(lambda: self.core.add(group))
 
     def abort_request(self, request_id: str | Iterable[str]) -> list[Output]:
         """Ends requests and frees their pages at once; returns what they had. Ids that do not run are ignored."""
         outputs = []
         for name in [request_id] if isinstance(request_id, str) else list(request_id):
-            self.core.abort(self._processor.requests(name))
+            requests = self._processor.requests(name)
+            self._tell_core(lambda requests=requests: self.core.abort(requests))
             output = self._processor.abort(name)
             if output is not None:
                 outputs.append(output)
@@ -197,12 +221,31 @@ class LLMEngine:
         What came for requests of `add_request` while `generate` or its like had the engine run comes first.
         """
         others = self._offline.take_others()
+        if self._steps is not None:
+            return [*others, *self._take(self._steps)]
         wait_s = self.core.seconds_until_due()
         if wait_s > 0 and not others:
             time.sleep(min(wait_s, MAX_NAP_S))
         outputs = self.process(self.core.step())
         self.core.end_stopped()
         return [*others, *outputs]
+
+    def _take(self, steps: StepThread) -> list[Output]:
+        """Returns what comes of the next step of the other thread."""
+        told = steps.take()
+        if told is None:
+            return []
+        self._stats = told.stats
+        if told.error is not None:
+            raise told.error
+        return self.process(told.updates)
+
+    def _tell_core(self, command: Callable[[], object]) -> None:
+        """Has the core do something before its next step."""
+        if self._steps is None:
+            command()
+        else:
+            self._steps.submit(command)
 
     def process(self, updates: Iterable[Update]) -> list[Output]:
         """Makes outputs of what `core.step` returned, in that order."""
@@ -255,6 +298,8 @@ class LLMEngine:
 
     def check_integrity(self) -> None:
         """Raises RuntimeError where an invariant of the engine does not hold."""
+        if self._steps is not None:
+            return self._steps.ask(self.core.check_integrity)
         self.core.check_integrity()
         scheduler = self.core.scheduler
         held = {id(request) for request in (*scheduler.waiting, *scheduler.running)}

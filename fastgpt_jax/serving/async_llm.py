@@ -286,6 +286,7 @@ class AsyncLLM:
             self._abort(request_id, stream)
             stream.put(Draining("the server is shutting down"))
         await asyncio.to_thread(self._thread.close)
+        await asyncio.to_thread(self._engine.close)
         self._tokenisers.shutdown(wait=False, cancel_futures=True)
         self._forms.close()
 

@@ -1,7 +1,8 @@
 """The thread that owns an engine: commands in, steps, outputs out.
 
 Knows no asyncio and no HTTP. The one idea: the engine is touched by this thread alone; commands are functions that run
-between two steps, and whoever gave one is never waited for.
+between two steps, and whoever gave one is never waited for. The engine has a thread for its steps, and this one makes
+text of what they bring.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class EngineThread:
         self.stats: EngineStats = engine.stats()
 
     def start(self) -> None:
-        """Lets the thread run."""
+        """Lets the thread run, and the engine's own."""
+        self._engine.start()
         self._thread.start()
 
     @property
@@ -74,12 +76,14 @@ class EngineThread:
         with self._has_work:
             self._commands.append(command)
             self._has_work.notify()
+        self._engine.interrupt()
 
     def close(self) -> None:
         """Ends the thread after the step it is in, and waits for that."""
         with self._has_work:
             self._is_closing = True
             self._has_work.notify()
+        self._engine.interrupt()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
 

@@ -99,6 +99,12 @@ class ScriptedEngine:
                 del self.requests[request_id]
         return outputs
 
+    def start(self): ...
+
+    def interrupt(self): ...
+
+    def close(self): ...
+
     def stats(self):
         running = min(len(self.requests), self.compiled.max_num_seqs)
         return EngineStats(
