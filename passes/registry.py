@@ -23,6 +23,7 @@ from passes.numerics import Numerics as Numerics
 from passes.result import PassResult
 from passes.simplify import simplify
 from passes.sparse_attention.narrow_reads import narrow_reads
+from passes.sparse_attention.per_head import per_head
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ PASSES: Mapping[str, Pass] = make_registry(
         Pass("dce", dce, Numerics.EXACT),
         Pass("simplify", simplify, Numerics.EXACT),
         Pass("attention", attention, Numerics.REASSOCIATES, is_counted=True),
+        Pass("per_head", per_head, Numerics.REASSOCIATES, is_counted=True),
         Pass("narrow_reads", narrow_reads, Numerics.REASSOCIATES, is_counted=True),
         Pass("layer_norm", layer_norm, Numerics.REASSOCIATES, is_counted=True),
         Pass("rms_norm", rms_norm, Numerics.REASSOCIATES, is_counted=True),
@@ -75,7 +77,8 @@ PASSES: Mapping[str, Pass] = make_registry(
 PIPELINES: Mapping[str, str] = MappingProxyType(
     {
         "fuse": (
-            "simplify,attention,narrow_reads,layer_norm,rms_norm,rope,gated_mlp,residual_norm,merge_projections,simplify"
+            "simplify,attention,per_head,narrow_reads,layer_norm,rms_norm,rope,gated_mlp,residual_norm,"
+            "merge_projections,simplify"
         ),
     }
 )

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 
 from passes.extract import clone
 from passes.graph import Graph, Value
-from passes.rewrite import Rewrite
 
 
-def replace(graph: Graph, rewrite: Rewrite, operands: Sequence[Value], old: Value) -> None:
-    """Makes a rewrite: `old` and all that reads it now come from `rewrite.after`. What is dead stays for `dce`."""
-    body = clone(rewrite.after)
+def replace(graph: Graph, body: Graph, operands: Sequence[Value], old: Value) -> None:
+    """Makes a rewrite: `old` and all that reads it now come from a copy of `body`. What is dead stays for `dce`."""
+    body = clone(body)
     inputs = dict(zip(body.inputs, operands, strict=True))
     body.replace(inputs)
     new = body.outputs[0]

@@ -84,9 +84,9 @@ def with_sparsity(
     if text is None:
         return tuple(pipeline)
     entry = Pass(PASS, partial(_run, read_sparsity(text), length, num_layers), Numerics.LOSSY, True, text)
-    passes = [p for p in pipeline if p.name != "narrow_reads"]
+    passes = [p for p in pipeline if p.name not in ("per_head", "narrow_reads")]
     names = [p.name for p in passes]
-    added = [entry, PASSES["narrow_reads"], PASSES["simplify"]]
+    added = [entry, PASSES["per_head"], PASSES["narrow_reads"], PASSES["simplify"]]
     if "attention" in names:
         at = len(names) - names[::-1].index("attention")
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from passes.attention.expression import Expression, Role
+from passes.attention.expression import Expression, Index, Role, walk
 from passes.attention.lift import Roles
 from passes.attention.predicates import linear, roles_of
 from passes.attention.recognize import Attention, NoMatch, Product
@@ -50,6 +50,7 @@ def find_layout(
     masked: Sequence[Axis],
     *,
     is_one_position: bool = False,
+    has_head_rule: bool = False,
 ) -> Layout:
     """Divides the axes among the roles.
 
@@ -58,6 +59,7 @@ def find_layout(
       values: What the weights meet.
       masked: Axes that masks vary along beside the keys': one of them tells queries from heads that share keys.
       is_one_position: Whether no axis counts queries, so that all that queries alone have are heads.
+      has_head_rule: Whether masks compute with the index of what would be a request, so that it is a head.
 
     Raises:
       NoMatch: An axis fits no role, so that this is no attention.
@@ -85,7 +87,8 @@ def find_layout(
     free = sorted((a for a in query if a not in shared), key=result.index)
     queries = () if is_one_position else _queries(free, masked, size_of(keys))
     groups = tuple(a for a in free if a not in queries)
-    batch, kv_heads = _requests_and_heads(shared, masked, has_groups=bool(groups))
+    known = () if has_head_rule else masked
+    batch, kv_heads = _requests_and_heads(shared, known, has_groups=bool(groups))
     return Layout(axes, batch, queries, kv_heads, groups, keys, widths, value_width)
 
 
@@ -101,6 +104,11 @@ def is_at_one_position(score: Expression) -> bool:
     form = decompose(score)
     bounds = () if form is None else (linear(form.leaves[n]) for n in length_leaves(form.mask))
     return any(bound is not None and bound.const != 0 for bound in bounds)
+
+
+def counts_requests(score: Expression) -> bool:
+    """Whether scores compute with the number of a request, which no program has a reason to."""
+    return any(isinstance(node, Index) and node.role == "b" for node in walk(score))
 
 
 def length_leaves(mask: Mask) -> Iterator[int]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from passes import compat
 from passes.attention.expression import Expression
-from passes.attention.layout import Layout, find_layout, is_at_one_position
+from passes.attention.layout import Layout, counts_requests, find_layout, is_at_one_position
 from passes.attention.lift import Lifting
 from passes.attention.recognize import Attention, NoMatch, find_products, recognize
 from passes.attention.scores import find_core, masked_axes, score_expression
@@ -81,13 +81,19 @@ def _rewrite_at(editor: Editor, op: Op, counter: RewriteCounter) -> Rewrite:
     parts = zip(core.products, queries, keys, strict=True)
     products = [dataclasses.replace(p, first=query.view, second=key.view) for p, query, key in parts]
     masked = masked_axes(found, core)
-    layout = find_layout(found, products, values.view, masked)
-    lifting = Lifting(layout.roles())
-    score = score_expression(found, core, lifting)
-    if layout.queries and is_at_one_position(score):
-        layout = find_layout(found, products, values.view, masked, is_one_position=True)
+
+    def lifted(**known: bool) -> tuple[Layout, Lifting, Expression]:
+        layout = find_layout(found, products, values.view, masked, **known)
         lifting = Lifting(layout.roles())
-        score = score_expression(found, core, lifting)
+        return layout, lifting, score_expression(found, core, lifting)
+
+    layout, lifting, score = lifted()
+    if layout.batch and not layout.kv_heads:
+        other = lifted(has_head_rule=True)
+        if counts_requests(score) or len(other[1].leaves) < len(lifting.leaves):
+            layout, lifting, score = other
+    if layout.queries and is_at_one_position(score):
+        layout, lifting, score = lifted(is_one_position=True, has_head_rule=bool(layout.kv_heads))
     leaves = [_Operand(view, view.value.dtype) for view in lifting.leaves]
     everything = [*queries, *keys, values, *leaves, *sinks]
     operands = list(dict.fromkeys(o.view.value for o in everything if o.view.value.const is None))

@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from passes.attention.expression import Apply, Expression, Leaf
 from passes.attention.simplify_mask import Decomposed
 from passes.extract import extract_between
 from passes.graph import Graph, Op, Value
 from passes.ops.kv_update_read import kv_update_read, split_operands
 from passes.reader import trace
 from passes.replay import evaluate
+from passes.sparse_attention.query_positions import fold_starts
 from passes.sparse_attention.support import Support
 
 
@@ -40,13 +40,8 @@ class Standing:
 
     def inside(self, arrays: Sequence[Any]) -> list[Any]:
         """The operands with the number that requests begin at folded into the positions that there are."""
-        start = _leaf_of(self.form.query_start)
-        if start is None:
-            return list(arrays)
-        value = self.op.operands[3 + start.number]
-        T, S = self.op.operands[0].shape[1], self.op.operands[1].shape[1]
         first = self.support.band[0] if self.support.band is not None else 0
-        return [x % (S - T + 1) + first if v is value else x for v, x in zip(self.operands, arrays, strict=True)]
+        return fold_starts(self.op, self.form, self.operands, arrays, first)
 
     def only_seeing(self, out: Any, arrays: Sequence[Any]) -> Any:
         """The result `[B, T, N, E]` with 0 for queries that see no key."""
@@ -64,13 +59,6 @@ class Standing:
 
         is_seeing = jax.vmap(seeing)(starts, *of_mask)
         return jnp.where(is_seeing[:, :, None, None], out, jnp.zeros((), out.dtype))
-
-
-def _leaf_of(start: Expression | None) -> Leaf | None:
-    """The leaf that a start is, in whatever dtype."""
-    while isinstance(start, Apply) and start.name == "convert_element_type":
-        (start,) = start.operands
-    return start if isinstance(start, Leaf) else None
 
 
 def make_instance(standing: Standing, caches: Sequence[Op], narrow: Callable[..., Any]) -> tuple[Graph, Graph]:

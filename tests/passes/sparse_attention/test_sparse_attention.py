@@ -20,7 +20,8 @@ from passes.simplify import simplify
 from passes.sparse_attention.language import SparsityError
 from passes.sparse_attention.layers import find_layers
 from passes.sparse_attention.parser import parse_sparsity
-from passes.sparse_attention.sparse_attention import sparse_attention, split_heads
+from passes.sparse_attention.pieces import split_heads
+from passes.sparse_attention.sparse_attention import sparse_attention
 from passes.validation import Validator
 from tests.passes.sparse_attention.programs import N, dense, in_a_loop, inputs, weights, written_out
 
