@@ -52,24 +52,32 @@ def attend_pages(graph: Graph, counter: RewriteCounter | None = None) -> PassRes
 
 @dataclass(frozen=True)
 class _Cached:
-    """Rows that an attention reads out of a cache."""
+    """Rows that an attention reads out of a cache, as numbers of `dtype`: rounded ones times what `scales` reads."""
 
     read: Op
+    scales: Op | None
+    dtype: Any
     lengths: Value
 
     @property
-    def shared(self) -> tuple[Any, ...]:
-        """Positions, pages and layers, which keys and values have in common."""
-        return tuple(v if v.const is None else v.const.tobytes() for v in self.read.operands[2:])
+    def reads(self) -> list[Op]:
+        return [self.read] if self.scales is None else [self.read, self.scales]
+
+
+def _shared(read: Op) -> tuple[Any, ...]:
+    return tuple(v if v.const is None else v.const.tobytes() for v in read.operands[2:])
 
 
 def _rewrite(editor: Editor, op: Op, counter: RewriteCounter) -> list[Rewrite]:
     query, key, value, *rest = op.operands
     keys, values = _cached(key), _cached(value)
-    if keys.shared != values.shared or keys.lengths is not values.lengths:
+    is_alike = len({_shared(read) for read in (*keys.reads, *values.reads)}) == 1
+    if not is_alike or keys.lengths is not values.lengths or len(keys.reads) != len(values.reads):
         raise _Miss("keys and values are rows of different positions, pages or layers")
     positions, (R, T, N, H) = keys.read.operands[2], query.shape
     num_new = positions.shape[1]
+    if keys.dtype != values.dtype:
+        raise _Miss(f"keys are {keys.dtype} and values {values.dtype}")
     if T != num_new and (num_new != 1 or _reads_queries(op.params["score"], rest)):
         raise _Miss(f"it has {T} queries and {num_new} new rows a request")
     num_kv_heads, num_leaves = key.shape[2], op.params["num_leaves"]
@@ -77,11 +85,12 @@ def _rewrite(editor: Editor, op: Op, counter: RewriteCounter) -> list[Rewrite]:
     pools = [keys.read.operands[0], values.read.operands[0]]
     new = [keys.read.operands[1], values.read.operands[1]]
     flat = [query, pools[0], new[0], pools[1], new[1], *keys.read.operands[2:4], keys.lengths]
-    flat += [*keys.read.operands[4:], *rest]
-    roots = [op.result, keys.read.results[1], values.read.results[1]]
+    flat += [*keys.read.operands[4:], *(v for read in (*keys.reads[1:], *values.reads[1:]) for v in read.operands[:2])]
+    flat += rest
+    roots = [op.result, *(read.results[1] for pair in zip(keys.reads, values.reads, strict=True) for read in pair)]
     operands = list(dict.fromkeys(v for v in flat if v.const is None))
     gone = editor.dying(roots, operands)
-    if not {op, keys.read, values.read} <= gone:
+    if not {op, *keys.reads, *values.reads} <= gone:
         raise _Miss("the cached rows are read elsewhere too")
 
     is_behind = _sees_written_only(op, rest[:num_leaves], _start(positions, keys.lengths), num_new)
@@ -89,11 +98,12 @@ def _rewrite(editor: Editor, op: Op, counter: RewriteCounter) -> list[Rewrite]:
     def compute(*arrays: Any) -> list[Any]:
         by_value = dict(zip(operands, arrays, strict=True))
         taken = [by_value[v] if v.const is None else jnp.asarray(v.const) for v in flat]
-        given = Operands.of(taken, num_layers=len(keys.read.operands) - 4, num_leaves=num_leaves)
+        counts = {"num_layers": len(keys.read.operands) - 4, "num_leaves": num_leaves}
+        given = Operands.of(taken, has_scales=keys.scales is not None, **counts)
         if T != num_new:  # heads that share keys came as queries of their own
             sinks = [x.swapaxes(1, 2).reshape(x.shape[0], 1, -1) for x in given.sinks]
             given = replace(given, query=given.query.swapaxes(1, 2).reshape(R, 1, T * N, H), sinks=sinks)
-        sizes = {"num_keys": key.shape[1], "num_kv_heads": num_kv_heads}
+        sizes = {"num_keys": key.shape[1], "num_kv_heads": num_kv_heads, "row_dtype": keys.dtype}
         out, *pools = paged_attention(given, sees_written_only=is_behind, **sizes, **ways)
         if T != num_new:
             out = out.reshape(R, N, T, out.shape[-1]).swapaxes(1, 2)
@@ -119,15 +129,36 @@ def _cached(value: Value) -> _Cached:
     if guard is None or guard.name != "select_n" or len(guard.operands) != 3:
         raise _Miss("its keys or values are not rows of a cache as they are")
     condition, missing, view = guard.operands
-    read = view.op
-    if read is None or read.name != "kv_update_read" or view is not read.results[0] or read.params["length"] is None:
-        raise _Miss("its keys or values are not rows of a cache as they are")
+    read, scales = _reads(view)
     row = [size for size in view.shape[2:] if size != 1]
     if view.shape[:2] != shape[:2] or row != [size for size in shape[2:] if size != 1]:
         raise _Miss(f"rows of {view.shape[2:]} are read as {shape[2:]}")
-    if view not in _sources(missing):
+    if view is not _source(missing):
         raise _Miss("rows that nobody has written are not read as row 0")
-    return _Cached(read, _bound(condition, shape[0]))
+    return _Cached(read, scales, view.dtype, _bound(condition, shape[0]))
+
+
+def _reads(view: Value) -> tuple[Op, Op | None]:
+    """What reads rows out of their pool, and their scales where `view` is the product of both."""
+    whole = _read_of(view)
+    if whole is not None:
+        return whole, None
+    made = _behind(view)[-1].op
+    if made is not None and made.name == "mul":
+        factors = [_behind(v)[-1] for v in made.operands]
+        for rows, scales in (factors, factors[::-1]):
+            of_rows, of_scales = _read_of(rows), _read_of(scales)
+            if of_rows is not None and of_scales is not None and rows.shape[:-1] == scales.shape:
+                return of_rows, of_scales
+    raise _Miss("its keys or values are not rows of a cache as they are")
+
+
+def _read_of(value: Value) -> Op | None:
+    """The operation that reads these rows, from the first position on."""
+    op = value.op
+    if op is None or op.name != "kv_update_read" or value is not op.results[0] or op.params["length"] is None:
+        return None
+    return op
 
 
 def _behind_views(value: Value) -> Op | None:
@@ -136,16 +167,16 @@ def _behind_views(value: Value) -> Op | None:
     return value.op
 
 
-def _sources(value: Value) -> list[Value]:
+def _source(value: Value) -> Value:
     """The value behind slices and broadcasts."""
-    while value.op is not None and value.op.name in (*_VIEWS, "broadcast_in_dim", "slice"):
+    while value.op is not None and value.op.name in ("broadcast_in_dim", "slice"):
         value = value.op.operands[0]
-    return [value]
+    return value
 
 
 def _bound(condition: Value, num_requests: int) -> Value:
     """`lengths [R]` of `arange < lengths`."""
-    (compared,) = _sources(condition)
+    compared = _behind(condition)[-1]
     if compared.op is None or compared.op.name != "lt":
         raise _Miss("which rows are there is not said by a length")
     bound = compared.op.operands[1]

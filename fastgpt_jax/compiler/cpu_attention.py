@@ -78,18 +78,24 @@ def _attend_pages(
     *flat: Any,
     num_layers: int,
     num_leaves: int,
+    has_scales: bool,
     num_keys: int,
     num_kv_heads: int,
     score: Expression,
     out_dtype: Any,
     **_: Any,
 ) -> list[Any]:
-    given = Operands.of(flat, num_layers=num_layers, num_leaves=num_leaves)
+    given = Operands.of(flat, num_layers=num_layers, num_leaves=num_leaves, has_scales=has_scales)
     (R, T, N, _H), K = given.query.shape, num_kv_heads
     form = form_of(score, T, num_keys, has_sinks=bool(given.sinks))
     first = num_layers + 2
     pools = [x.reshape(*x.shape[:first], K, -1) for x in (given.pool_k, given.pool_v)]
     rows = [x.reshape(R, T, K, -1) for x in (given.rows_k, given.rows_v)]
+    scales = None
+    if has_scales:
+        pool_k, rows_k, pool_v, rows_v = given.scales
+        scale_rows = [x.reshape(R, T, K) for x in (rows_k, rows_v)]
+        scales = native.Scales(*scale_rows, *(x.reshape(*x.shape[:first], K) for x in (pool_k, pool_v)))
     out, *after = native.paged_attention(
         spec_of(form),
         given.query,
@@ -103,8 +109,10 @@ def _attend_pages(
         num_keys=num_keys,
         leaves=form.make_leaves((R, T, N, num_keys), given.leaves),
         sinks=jnp.broadcast_to(given.sinks[0].reshape(-1), (N,)) if given.sinks else None,
+        scales=scales,
     )
-    return [out.astype(out_dtype), after[0].reshape(given.pool_k.shape), after[1].reshape(given.pool_v.shape)]
+    as_given = (given.pool_k, given.pool_v, *given.scales[::2])
+    return [out.astype(out_dtype), *(x.reshape(old.shape) for x, old in zip(after, as_given, strict=True))]
 
 
 def _pages_decline(op: Op, target: Target) -> str | None:
@@ -125,7 +133,8 @@ def _pages_decline(op: Op, target: Target) -> str | None:
 
 
 def _operands(op: Op) -> Operands:
-    return Operands.of(op.operands, num_layers=op.params["num_layers"], num_leaves=op.params["num_leaves"])
+    counts = {name: op.params[name] for name in ("num_layers", "num_leaves", "has_scales")}
+    return Operands.of(op.operands, **counts)
 
 
 def _form(op: Op, given: Operands) -> KernelForm | str:
@@ -167,6 +176,9 @@ def _small_pages(op: Op) -> Instance:
         positions=positions,
         pages=np.arange(num_pages, dtype=np.int32)[::-1].reshape(small["B"], pages_each).copy(),
         lengths=np.full(small["B"], small["S"], np.int32),
+        scales=tuple(
+            pool(x) if i % 2 == 0 else shaped(x, small["B"], small["T"], after=2) for i, x in enumerate(given.scales)
+        ),
         layers=tuple(np.zeros((), np.int32) for _ in given.layers),
         leaves=tuple(_small_leaf(v, small, start) for v in given.leaves),
         sinks=tuple(_small_leaf(v, small, 0) for v in given.sinks),

@@ -40,6 +40,8 @@ class Operands:
       pages: i32 `[R, M]`.
       lengths: i32 `[R]`, rows that are there after the step.
       layers: Indices into the leading axes of the pools, i32 scalars.
+      scales: Where rows are stored rounded, the pool of scales of keys and the new rows' scales, and those of values:
+        pools `[*L, P, Z, *row[:-1]]` and rows `[R, T, *row[:-1]]`; else none.
       leaves, sinks: As `attention` takes them; one of `sinks` or none.
     """
 
@@ -52,21 +54,25 @@ class Operands:
     pages: Any
     lengths: Any
     layers: Sequence[Any] = ()
+    scales: Sequence[Any] = ()
     leaves: Sequence[Any] = ()
     sinks: Sequence[Any] = ()
 
     @classmethod
-    def of(cls, flat: Sequence[Any], *, num_layers: int, num_leaves: int) -> Operands:
+    def of(cls, flat: Sequence[Any], *, num_layers: int, num_leaves: int, has_scales: bool) -> Operands:
         """From the flat operands of the operation."""
         query, pool_k, rows_k, pool_v, rows_v, positions, pages, lengths, *rest = flat
-        end = num_layers + num_leaves
-        layers, leaves, sinks = tuple(rest[:num_layers]), tuple(rest[num_layers:end]), tuple(rest[end:])
-        return cls(query, pool_k, rows_k, pool_v, rows_v, positions, pages, lengths, layers, leaves, sinks)
+        parts, at = list[tuple[Any, ...]](), 0
+        for count in (num_layers, 4 if has_scales else 0, num_leaves, len(rest)):
+            parts.append(tuple(rest[at : at + count]))
+            at += count
+        return cls(query, pool_k, rows_k, pool_v, rows_v, positions, pages, lengths, *parts)
 
     @property
     def flat(self) -> list[Any]:
         fixed = (self.query, self.pool_k, self.rows_k, self.pool_v, self.rows_v)
-        return [*fixed, self.positions, self.pages, self.lengths, *self.layers, *self.leaves, *self.sinks]
+        at = (self.positions, self.pages, self.lengths, *self.layers)
+        return [*fixed, *at, *self.scales, *self.leaves, *self.sinks]
 
     def row_sizes(self, num_kv_heads: int) -> tuple[int, int]:
         """H and E."""
@@ -81,6 +87,7 @@ def paged_attention(
     num_keys: int,
     num_kv_heads: int,
     sees_written_only: bool,
+    row_dtype: Any,
     score: Expression,
     core_dtype: Any,
     weight_dtype: Any,
@@ -92,16 +99,19 @@ def paged_attention(
       num_keys: S, positions of a request that are read, from the first on.
       num_kv_heads: K.
       sees_written_only: Whether no query but those of padding sees a row at `lengths` or behind.
+      row_dtype: Of rows as attention sees them.
 
-    Returns: `[R, T, N, E]` in `out_dtype`, and the two pools after the writes.
+    Returns: `[R, T, N, E]` in `out_dtype`, and after the writes the pools of keys and values, and of their scales.
     """
     return paged_attention_p.bind(
         *operands.flat,
         num_layers=len(operands.layers),
         num_leaves=len(operands.leaves),
+        has_scales=bool(operands.scales),
         num_keys=num_keys,
         num_kv_heads=num_kv_heads,
         sees_written_only=sees_written_only,
+        row_dtype=jnp.dtype(row_dtype),
         score=score,
         core_dtype=jnp.dtype(core_dtype),
         weight_dtype=jnp.dtype(weight_dtype),
@@ -113,28 +123,40 @@ def _meaning(
     *flat: Any,
     num_layers: int,
     num_leaves: int,
+    has_scales: bool,
     num_keys: int,
     num_kv_heads: int,
     sees_written_only: bool,
+    row_dtype: Any,
     **how: Any,
 ) -> list[Any]:
-    given = Operands.of(flat, num_layers=num_layers, num_leaves=num_leaves)
+    given = Operands.of(flat, num_layers=num_layers, num_leaves=num_leaves, has_scales=has_scales)
     is_written = jnp.arange(num_keys) < given.lengths[:, None]
 
     def read(pool: Any, rows: Any) -> tuple[Any, Any]:
         args = (pool, rows, given.positions, given.pages, *given.layers)
         view, pool = kv_update_read_p.bind(*args, length=num_keys)
-        view = view.reshape(*view.shape[:2], num_kv_heads, -1)
-        return jnp.where(is_written[..., None, None], view, view[:, :1]), pool
+        return view, pool
 
-    key, pool_k = read(given.pool_k, given.rows_k)
-    value, pool_v = read(given.pool_v, given.rows_v)
+    def rows_of(pool: Any, rows: Any, *scales: Any) -> tuple[Any, list[Any]]:
+        view, *pools = read(pool, rows)
+        if scales:
+            scale, scale_pool = read(*scales)
+            view, pools = view.astype(jnp.float32) * scale[..., None].astype(jnp.float32), [*pools, scale_pool]
+        view = view.astype(row_dtype).reshape(*view.shape[:2], num_kv_heads, -1)
+        return jnp.where(is_written[..., None, None], view, view[:, :1]), pools
+
+    key, of_keys = rows_of(given.pool_k, given.rows_k, *given.scales[:2])
+    value, of_values = rows_of(given.pool_v, given.rows_v, *given.scales[2:])
     sinks = given.sinks[0] if given.sinks else None
-    return [attention(given.query, key, value, given.leaves, sinks, **how), pool_k, pool_v]
+    pools = [pool for pair in zip(of_keys, of_values, strict=True) for pool in pair]
+    return [attention(given.query, key, value, given.leaves, sinks, **how), *pools]
 
 
-def _abstract(*flat: Any, num_layers: int, num_leaves: int, num_kv_heads: int, out_dtype: Any, **_: Any) -> list[Any]:
-    given = Operands.of(flat, num_layers=num_layers, num_leaves=num_leaves)
+def _abstract(
+    *flat: Any, num_layers: int, num_leaves: int, has_scales: bool, num_kv_heads: int, out_dtype: Any, **_: Any
+) -> list[Any]:
+    given = Operands.of(flat, num_layers=num_layers, num_leaves=num_leaves, has_scales=has_scales)
     R, T, N, H = given.query.shape
     width, out_width = given.row_sizes(num_kv_heads)
     if width != H or N % num_kv_heads or tuple(given.positions.shape) != (R, T) or given.pages.shape[0] != R:
@@ -142,7 +164,7 @@ def _abstract(*flat: Any, num_layers: int, num_leaves: int, num_kv_heads: int, o
             f"query [R, T, N, H], positions [R, T] and pages [R, M] must fit pools of rows of {num_kv_heads} heads, "
             f"got {given.query.shape}, {given.positions.shape}, {given.pages.shape} and {given.pool_k.shape}"
         )
-    pools = [compat.shaped(pool.shape, pool.dtype) for pool in (given.pool_k, given.pool_v)]
+    pools = [compat.shaped(pool.shape, pool.dtype) for pool in (given.pool_k, given.pool_v, *given.scales[::2])]
     return [compat.shaped((R, T, N, out_width), out_dtype), *pools]
 
 

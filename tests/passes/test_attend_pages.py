@@ -7,6 +7,7 @@ import pytest
 
 from passes.attend_pages import attend_pages
 from passes.attention.rewrite import attention
+from passes.incremental.row_format import ROW_FORMATS
 from passes.ops.kv_update_read import kv_update_read
 from passes.simplify import simplify
 from passes.validation import Validator
@@ -16,15 +17,24 @@ from tests.passes.graphs import names, read, run
 R, Z, M, N, K, H, S = 2, 4, 5, 4, 2, 8, 18
 
 
-def step(num_new, *, mask="causal", num_queries=None, row_of="row 0", extra=False):
-    """A step of a derived program: `fn(query, rows_k, rows_v, start, count, pages, pool_k, pool_v)`."""
+def step(num_new, *, mask="causal", row_of="row 0", extra=False, rounded=False):
+    """A step of a derived program: `fn(query, rows_k, rows_v, start, count, pages, pool_k, pool_v)`.
+
+    With `rounded`, pools are pairs of int8 and scales.
+    """
 
     def one(query, rows_k, rows_v, start, count, pages, pool_k, pool_v):
         index = jnp.arange(num_new, dtype=jnp.int32)
         positions = jnp.where(index < count, start + index, jnp.iinfo(jnp.int32).max)
 
         def cached(pool, rows):
-            view, pool = kv_update_read(pool, (), rows, positions, pages, length=S)
+            if rounded:
+                through = lambda pool, rows: kv_update_read(pool, (), rows, positions, pages, length=S)
+                number, scale = ROW_FORMATS["int8"].pack(rows)
+                (view, pool), (scales, scale_pool) = through(pool[0], number), through(pool[1], scale)
+                view, pool = ROW_FORMATS["int8"].unpack(view, scales, rows.dtype), (pool, scale_pool)
+            else:
+                view, pool = kv_update_read(pool, (), rows, positions, pages, length=S)
             written = (jnp.arange(S) < start + count).reshape(-1, 1, 1)
             other = view[:1] if row_of == "row 0" else jnp.zeros_like(view[:1])
             return jnp.where(written, view, other), pool
@@ -40,13 +50,15 @@ def step(num_new, *, mask="causal", num_queries=None, row_of="row 0", extra=Fals
     return jax.vmap(one, in_axes=(0, 0, 0, 0, 0, 0, None, None), out_axes=(0, None, None))
 
 
-def arrays(num_new):
+def arrays(num_new, rounded=False):
     rng = np.random.default_rng(num_new)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
     pages = jnp.asarray(rng.permutation(R * M).reshape(R, M), jnp.int32)
     start, count = jnp.asarray([3, 0], jnp.int32), jnp.asarray([num_new, max(1, num_new - 2)], jnp.int32)
     rows = [draw(R, num_new, K, H) for _ in range(2)]
-    return [draw(R, num_new, N, H), *rows, start, count, pages, draw(R * M, Z, K, H), draw(R * M, Z, K, H)]
+    pools = [draw(R * M, Z, K, H), draw(R * M, Z, K, H)]
+    pools = [ROW_FORMATS["int8"].pack(pool) for pool in pools] if rounded else pools
+    return [draw(R, num_new, N, H), *rows, start, count, pages, *pools]
 
 
 def fused(fn, args):
@@ -59,15 +71,15 @@ def fused(fn, args):
 
 
 @pytest.mark.parametrize("num_new", [1, 6])
-@pytest.mark.parametrize("mask", ["causal", "window"])
-def test_a_step_of_a_derived_program_becomes_one_operation(num_new, mask):
-    fn, args = step(num_new, mask=mask), arrays(num_new)
+@pytest.mark.parametrize("mask, rounded", [("causal", False), ("window", False), ("causal", True)])
+def test_a_step_of_a_derived_program_becomes_one_operation(num_new, mask, rounded):
+    fn, args = step(num_new, mask=mask, rounded=rounded), arrays(num_new, rounded)
     graph, result = fused(fn, args)
     assert result.matched == 1 and "kv_update_read" not in names(graph) and "attention" not in names(graph)
     (op,) = [op for op in graph.ops if op.name == "paged_attention"]
     assert op.params["sees_written_only"] and op.operands[0].shape == (R, num_new, N, H)
-    for have, want in zip(run(graph, *args), fn(*args), strict=True):
-        np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5)
+    for have, want in zip(run(graph, *args), jax.tree.leaves(fn(*args)), strict=True):
+        np.testing.assert_allclose(np.float32(have), np.float32(want), rtol=1e-5, atol=1e-5)
     assert Validator().check(result.rewrites[0]).status == "valid"
 
 
