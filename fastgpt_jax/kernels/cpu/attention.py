@@ -76,10 +76,10 @@ def attend(
 class Scales(NamedTuple):
     """Scales of int8 rows and pools, bfloat16."""
 
-    rows_k: Array
-    rows_v: Array
-    pool_k: Array
-    pool_v: Array
+    rows_k: Any
+    rows_v: Any
+    pool_k: Any
+    pool_v: Any
 
 
 def paged_attention(

@@ -117,7 +117,7 @@ def test_pools_that_are_kept_stay_as_they_were():
     query, rows_k, rows_v, positions, pages, leaves = jax.tree.map(
         jnp.asarray, (inputs.query, inputs.rows_k, inputs.rows_v, inputs.positions, inputs.pages, inputs.leaves)
     )
-    paged_attention(step.spec, query, rows_k, rows_v, positions, pages, *kept, num_keys=9, leaves=leaves)
+    paged_attention(step.spec, query, rows_k, rows_v, positions, pages, kept[0], kept[1], num_keys=9, leaves=leaves)
     np.testing.assert_array_equal(kept[0], inputs.pool_k)
     np.testing.assert_array_equal(kept[1], inputs.pool_v)
 

@@ -1,11 +1,22 @@
 // A few rows of queries (all heads of a KV head, of a token or two) against blocks of keys. After attention_rows.h.
 //
 // The one idea: the rows lie side by side in a register, 16 / rows dimensions of each, and a key's numbers are repeated
-// along them straight from where they lie, so that no key is moved or transposed for the few products it enters. With J
-// dimensions side by side, lane r * J + j of what comes out belongs to row r and key j of J keys.
+// along them straight from where they lie, so that no key is moved or transposed for the few products it enters. J keys
+// share a register of scores then; `kLane<J>` says which lane is whose.
 
 namespace fastgpt {
 namespace {
+
+// Eight rows are a register of half the width, which some processors fill with one number sooner than a whole one with
+// pairs (Zen 4: 10.5 against 12.7 ns for 64 numbers); two such halves make one.
+template <int J>
+constexpr bool kHalves = J == 2 && kWidth >= 8;
+
+// The lane of row r and key j of J.
+template <int J>
+constexpr int kLane(int r, int j) {
+  return kHalves<J> ? j * 8 + r : r * J + j;
+}
 
 // Sums of J neighbouring lanes of each of kCount registers; J registers become one.
 template <int J, int kBit, int kCount>
@@ -20,9 +31,36 @@ FASTGPT_INLINE void Fold(V* v) {
   }
 }
 
+#if FASTGPT_WIDTH > 4
+// Scores of eight rows, `query` being [H, 8].
+void EightScores(const float* query, int64_t H, const float* const* rows, Ahead& ahead, int num_keys, float* scores) {
+  for (int i0 = 0; i0 < num_keys; i0 += 8) {
+    __m256 sums[8];
+    const float* row[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      sums[i] = _mm256_setzero_ps();
+      row[i] = rows[i0 + i];
+    }
+#pragma GCC unroll 2
+    for (int64_t d = 0; d < H; ++d) {
+      const __m256 q = _mm256_loadu_ps(query + d * 8);
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) sums[i] = _mm256_fmadd_ps(_mm256_set1_ps(row[i][d]), q, sums[i]);
+    }
+    ahead.Fetch();
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) _mm256_storeu_ps(scores + (i0 + i) * 8, sums[i]);
+  }
+}
+#endif
+
 template <int J>
-void FewScores(const float* query, int64_t H, const float* const* rows, const float* const* next, int num_keys,
+void FewScores(const float* query, int64_t H, const float* const* rows, Ahead& ahead, int num_keys,
                float* scores) {
+#if FASTGPT_WIDTH > 4
+  if constexpr (kHalves<J>) return EightScores(query, H, rows, ahead, num_keys, scores);
+#endif
   constexpr int kKeys = J > 8 ? J : 8;
   for (int i0 = 0; i0 < num_keys; i0 += kKeys) {
     V sums[kKeys];
@@ -37,9 +75,7 @@ void FewScores(const float* query, int64_t H, const float* const* rows, const fl
 #pragma GCC unroll 16
       for (int i = 0; i < kKeys; ++i) sums[i] = MulAdd(Repeat<J>(row[i] + d), q, sums[i]);
     }
-    if (next != nullptr) {
-      for (int i = 0; i < kKeys; ++i) Prefetch(next[i0 + i], H);
-    }
+    for (int i = 0; i < kKeys; i += 8) ahead.Fetch();
     Fold<J, 1, kKeys>(sums);
 #pragma GCC unroll 16
     for (int i = 0; i < kKeys / J; ++i) Store(scores + (i0 / J + i) * 16, sums[i]);
@@ -47,8 +83,9 @@ void FewScores(const float* query, int64_t H, const float* const* rows, const fl
 }
 
 // sum[r] += weights of row r times values, for kRows rows from `row` on and kVectors * 16 numbers of each.
-template <int J, int kRows, int kVectors>
-void FewMix(const float* weights, const float* const* values, int64_t e, int num_keys, float* sum, int64_t Ep) {
+template <int J, int kRows, int kVectors, bool kFetches>
+void FewMix(const float* weights, const float* const* values, int64_t e, Ahead& ahead, int num_keys, float* sum,
+            int64_t Ep) {
   V sums[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
@@ -57,6 +94,9 @@ void FewMix(const float* weights, const float* const* values, int64_t e, int num
   }
   for (int i = 0; i < num_keys; i += J) {
     const float* w = weights + i * (16 / J);
+    if (kFetches && (J >= 8 || i % 8 == 0)) {
+      for (int j = 0; j < J; j += 8) ahead.Fetch();
+    }
 #pragma GCC unroll 4
     for (int j = 0; j < J; ++j) {
       const float* row = values[i + j] + e;
@@ -65,7 +105,7 @@ void FewMix(const float* weights, const float* const* values, int64_t e, int num
       for (int n = 0; n < kVectors; ++n) v[n] = Load(row + n * 16);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const V weight = Set(w[r * J + j]);
+        const V weight = Set(w[kLane<J>(r, j)]);
 #pragma GCC unroll 4
         for (int n = 0; n < kVectors; ++n) sums[r][n] = MulAdd(weight, v[n], sums[r][n]);
       }
@@ -79,42 +119,54 @@ void FewMix(const float* weights, const float* const* values, int64_t e, int num
 }
 
 template <int J, int kRows>
-void FewMixAll(const float* weights, const float* const* values, int num_keys, float* sum, int64_t Ep) {
+void FewMixAll(const float* weights, const float* const* values, Ahead& ahead, int num_keys, float* sum,
+               int64_t Ep) {
   constexpr int kVectors = kWidth < 16 ? 1 : kRows > 4 ? 2 : 4;
   int64_t e = 0;
-  for (; e + kVectors * 16 <= Ep; e += kVectors * 16) {
-    FewMix<J, kRows, kVectors>(weights, values, e, num_keys, sum + e, Ep);
+  if (Ep >= kVectors * 16) {
+    FewMix<J, kRows, kVectors, true>(weights, values, 0, ahead, num_keys, sum, Ep);
+    e = kVectors * 16;
   }
-  for (; e < Ep; e += 16) FewMix<J, kRows, 1>(weights, values, e, num_keys, sum + e, Ep);
+  for (; e + kVectors * 16 <= Ep; e += kVectors * 16) {
+    FewMix<J, kRows, kVectors, false>(weights, values, e, ahead, num_keys, sum + e, Ep);
+  }
+  for (; e < Ep; e += 16) FewMix<J, kRows, 1, false>(weights, values, e, ahead, num_keys, sum + e, Ep);
 }
 
 template <int J, int kFirst, int kRows>
-void FewMixOf(int rows, const float* weights, const float* const* values, int num_keys, float* sum, int64_t Ep) {
+void FewMixOf(int rows, const float* weights, const float* const* values, Ahead& ahead, int num_keys, float* sum,
+              int64_t Ep) {
   if constexpr (kRows >= 1) {
-    if (rows != kRows) return FewMixOf<J, kFirst, kRows - 1>(rows, weights, values, num_keys, sum, Ep);
-    FewMixAll<J, kRows>(weights + kFirst * J, values, num_keys, sum + kFirst * Ep, Ep);
+    if (rows != kRows) return FewMixOf<J, kFirst, kRows - 1>(rows, weights, values, ahead, num_keys, sum, Ep);
+    FewMixAll<J, kRows>(weights + kLane<J>(kFirst, 0), values, ahead, num_keys, sum + kFirst * Ep, Ep);
   }
 }
 
 struct FewState {
-  V top, total;  // Lane r * J + j of J: row r; `total` is spread over the J lanes.
+  V top, total;  // Of the row of each lane; `total` is spread over the lanes of the row.
 };
 
-// Scores become weights: powers of 2 below the greatest score so far. Returns by what earlier sums shrink.
+// Scores times `factor`, which is positive, become weights: powers of 2 below the greatest so far. Returns by what earlier
+// sums shrink.
 template <int J>
-V FewWeights(float* scores, int num_vectors, FewState& state) {
+V FewWeights(float* scores, int num_vectors, V factor, FewState& state) {
   V top = Load(scores);
   for (int z = 1; z < num_vectors; ++z) top = Max(top, Load(scores + z * 16));
-  if constexpr (J > 1) top = Max(top, Swap<1>(top));
-  if constexpr (J > 2) top = Max(top, Swap<2>(top));
-  if constexpr (J > 4) top = Max(top, Swap<4>(top));
-  if constexpr (J > 8) top = Max(top, Swap<8>(top));
+  if constexpr (kHalves<J>) {
+    top = Max(top, Swap<8>(top));
+  } else {
+    if constexpr (J > 1) top = Max(top, Swap<1>(top));
+    if constexpr (J > 2) top = Max(top, Swap<2>(top));
+    if constexpr (J > 4) top = Max(top, Swap<4>(top));
+    if constexpr (J > 8) top = Max(top, Swap<8>(top));
+  }
+  top = top * factor;
   top = Max(top, state.top);
   const V finite = Max(top, Set(-3.0e38f));  // Where nothing is seen yet.
-  const V shrink = Exp2(state.top - finite);
+  const V shrink = Exp2(state.top - finite), negative = Set(0) - finite;
   V total = Set(0);
   for (int z = 0; z < num_vectors; ++z) {
-    const V weight = Exp2(Load(scores + z * 16) - finite);
+    const V weight = Exp2(MulAdd(Load(scores + z * 16), factor, negative));
     total = total + weight;
     Store(scores + z * 16, weight);
   }
@@ -125,22 +177,22 @@ V FewWeights(float* scores, int num_vectors, FewState& state) {
 
 // What a lane stands for, and numbers of it.
 struct FewLanes {
-  int rows, heads;            // heads of the group; row r is query r / heads.
+  int rows, heads;             // heads of the group; row r is query r / heads.
   float slope[16], query[16];  // Of alibi.
   uint32_t lanes[16];          // Of query i, for key j = 0 of J.
 };
 
+// Soft-cap, slopes and bias; returns what scores still are to be multiplied by.
 template <int J>
-void FewAdjust(const AttentionCall& call, const AttentionTask& task, const Block& block, int64_t kv,
-               const FewLanes& lanes, float* scores) {
+V FewAdjust(const AttentionCall& call, const AttentionTask& task, const Block& block, int64_t kv,
+            const FewLanes& lanes, float* scores) {
   const int num_vectors = block.num_keys / J;
-  const bool is_plain = call.soft_cap == 0 && call.slopes == nullptr && call.bias == nullptr;
-  const V factor = Set(call.scale * kLog2E);
-  if (is_plain) {
-    for (int z = 0; z < num_vectors; ++z) Store(scores + z * 16, Load(scores + z * 16) * factor);
-  } else {
-    float key[16];
-    for (int lane = 0; lane < 16; ++lane) key[lane] = static_cast<float>(block.first + lane % J);
+  const bool is_plain = call.soft_cap == 0 && call.slopes == nullptr && call.bias == nullptr && call.scale > 0;
+  if (!is_plain) {
+    float key[16] = {};
+    for (int r = 0; r < 16 / J; ++r) {
+      for (int j = 0; j < J; ++j) key[kLane<J>(r, j)] = static_cast<float>(block.first + j);
+    }
     for (int z = 0; z < num_vectors; ++z) {
       V x = Capped(call, Load(scores + z * 16));
       if (call.slopes != nullptr) {
@@ -149,25 +201,28 @@ void FewAdjust(const AttentionCall& call, const AttentionTask& task, const Block
       }
       if (call.bias != nullptr) {
         float bias[16] = {};
-        for (int lane = 0; lane < lanes.rows * J; ++lane) {
-          const int row = lane / J;
-          bias[lane] = BiasOf(call, task.first + row / lanes.heads, kv * lanes.heads + row % lanes.heads,
-                              block.first + z * J + lane % J);
+        for (int row = 0; row < lanes.rows; ++row) {
+          for (int j = 0; j < J; ++j) {
+            bias[kLane<J>(row, j)] = BiasOf(call, task.first + row / lanes.heads, kv * lanes.heads + row % lanes.heads,
+                                            block.first + z * J + j);
+          }
         }
         x = x + Load(bias);
       }
-      Store(scores + z * 16, x * Set(kLog2E));
+      Store(scores + z * 16, x);
     }
   }
-  if (block.is_full) return;
-  for (int z = 0; z < num_vectors; ++z) {
-    uint32_t seen = 0;
-    for (int64_t i = 0; i < task.num_queries; ++i) {
-      const uint32_t keys = static_cast<uint32_t>(block.bits[i] >> (z * J)) & ((1u << J) - 1);
-      seen |= keys * lanes.lanes[i];
+  if (!block.is_full) {
+    for (int z = 0; z < num_vectors; ++z) {
+      uint32_t seen = 0;
+      for (int64_t i = 0; i < task.num_queries; ++i) {
+        const uint32_t keys = static_cast<uint32_t>(block.bits[i] >> (z * J)) & ((1u << J) - 1);
+        seen |= (kHalves<J> ? (keys | keys << 7) & 0x101 : keys) * lanes.lanes[i];
+      }
+      Store(scores + z * 16, Select(seen, Load(scores + z * 16), Set(kNever)));
     }
-    Store(scores + z * 16, Select(seen, Load(scores + z * 16), Set(kNever)));
   }
+  return Set((is_plain ? call.scale : 1.0f) * kLog2E);
 }
 
 template <int J>
@@ -191,58 +246,74 @@ void RunFew(const AttentionCall& call, const AttentionTask& task, const Attentio
   __builtin_memset(part.sum, 0, num_kv * part.rows * Ep * sizeof(float));
 
   FewLanes lanes{rows, static_cast<int>(group), {}, {}, {}};
-  for (int r = 0; r < rows; ++r) lanes.lanes[r / group] |= 1u << (r * J);
+  for (int r = 0; r < rows; ++r) lanes.lanes[r / group] |= 1u << kLane<J>(r, 0);
   for (int64_t kv = 0; kv < num_kv; ++kv) {
     Store(states + kv * 32, Set(kNever));
     Store(states + kv * 32 + 16, Set(0));
     for (int r = 0; r < rows; ++r) {
       LoadQuery(call, (task.first + r / group) * call.N + (task.kv0 + kv) * group + r % group, row);
-      for (int64_t d = 0; d < Hp; ++d) query[(kv * Hp + d / J * J) * P + r * J + d % J] = row[d];
+      for (int64_t d = 0; d < Hp; ++d) {
+        const int64_t at = kHalves<J> ? d * P + r : d / J * 16 + r * J + d % J;
+        query[kv * Hp * P + at] = row[d];
+      }
     }
   }
 
   Block blocks[2];
+  Rows lie;
   const float *keys[kBlock], *values[kBlock];
+  Ahead keys_ahead, values_ahead;
   int now = 0;
   bool is_more = NextBlock(call, task, task.begin / kBlock * kBlock, blocks[now]);
   while (is_more) {
-    const Block& block = blocks[now];
+    const Block &block = blocks[now], &next = blocks[now ^ 1];
     is_more = NextBlock(call, task, block.first + kBlock, blocks[now ^ 1]);
+    keys_ahead.Stop();
+    values_ahead.Stop();
+    if (is_more) {
+      const int64_t num_calls = num_kv * block.num_keys / 8;
+      keys_ahead.Start(call, next, call.pool_k, call.H, num_calls);
+      values_ahead.Start(call, next, call.pool_v, call.E, num_calls);
+    }
     for (int64_t kv = 0; kv < num_kv; ++kv) {
       const int64_t head = task.kv0 + kv;
-      FindRows(call, block, call.pool_k, call.scale_k, head, call.H, Hp, k_in_place, staged_k, zeros, keys);
-      FewScores<J>(query + kv * Hp * P, H, keys, nullptr, block.num_keys, scores);
+      FindRows(call, block, call.pool_k, head, call.H, zeros, lie);
+      AsFloats(call, block, lie, call.scale_k, head, call.H, Hp, k_in_place, staged_k, keys);
+      FewScores<J>(query + kv * Hp * P, H, keys, keys_ahead, block.num_keys, scores);
       if (call.slopes != nullptr) {
-        for (int lane = 0; lane < rows * J; ++lane) {
-          const int64_t at = task.first + lane / J / group;
-          lanes.slope[lane] = SlopeOf(call, at, head * group + lane / J % group);
-          lanes.query[lane] = static_cast<float>(at % call.T + call.shift);
+        for (int r = 0; r < rows; ++r) {
+          const int64_t at = task.first + r / group;
+          for (int j = 0; j < J; ++j) {
+            lanes.slope[kLane<J>(r, j)] = SlopeOf(call, at, head * group + r % group);
+            lanes.query[kLane<J>(r, j)] = static_cast<float>(at % call.T + call.shift);
+          }
         }
       }
-      FewAdjust<J>(call, task, block, head, lanes, scores);
+      const V factor = FewAdjust<J>(call, task, block, head, lanes, scores);
       FewState state{Load(states + kv * 32), Load(states + kv * 32 + 16)};
-      const V shrink = FewWeights<J>(scores, block.num_keys / J, state);
+      const V shrink = FewWeights<J>(scores, block.num_keys / J, factor, state);
       Store(states + kv * 32, state.top);
       Store(states + kv * 32 + 16, state.total);
       float shrinks[16];
       Store(shrinks, shrink);
       float* sum = part.sum + kv * part.rows * Ep;
       for (int r = 0; r < rows; ++r) {
-        if (shrinks[r * J] == 1) continue;
-        for (int64_t e = 0; e < Ep; e += 16) Store(sum + r * Ep + e, Load(sum + r * Ep + e) * Set(shrinks[r * J]));
+        if (shrinks[kLane<J>(r, 0)] == 1) continue;
+        for (int64_t e = 0; e < Ep; e += 16) Store(sum + r * Ep + e, Load(sum + r * Ep + e) * Set(shrinks[kLane<J>(r, 0)]));
       }
-      FindRows(call, block, call.pool_v, call.scale_v, head, call.E, Ep, v_in_place, staged_v, zeros, values);
+      FindRows(call, block, call.pool_v, head, call.E, zeros, lie);
+      AsFloats(call, block, lie, call.scale_v, head, call.E, Ep, v_in_place, staged_v, values);
       constexpr int kMost = P < 8 ? P : 8;
-      FewMixOf<J, 0, kMost>(rows < 8 ? rows : 8, scores, values, block.num_keys, sum, Ep);
-      if constexpr (P > 8) FewMixOf<J, 8, 8>(rows - 8, scores, values, block.num_keys, sum, Ep);
+      FewMixOf<J, 0, kMost>(rows < 8 ? rows : 8, scores, values, values_ahead, block.num_keys, sum, Ep);
+      if constexpr (P > 8) FewMixOf<J, 8, 8>(rows - 8, scores, values, values_ahead, block.num_keys, sum, Ep);
     }
     now ^= 1;
   }
   for (int64_t kv = 0; kv < num_kv; ++kv) {
     for (int r = 0; r < rows; ++r) {
       float total = 0;
-      for (int j = 0; j < J; ++j) total += states[kv * 32 + 16 + r * J + j];
-      part.top[kv * part.rows + r] = states[kv * 32 + r * J];
+      for (int j = 0; j < J; ++j) total += states[kv * 32 + 16 + kLane<J>(r, j)];
+      part.top[kv * part.rows + r] = states[kv * 32 + kLane<J>(r, 0)];
       part.total[kv * part.rows + r] = total;
     }
   }

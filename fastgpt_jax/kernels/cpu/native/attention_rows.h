@@ -94,31 +94,87 @@ bool NextBlock(const AttentionCall& call, const AttentionTask& task, int64_t fir
   return false;
 }
 
-// Pointers to the rows of a block in a pool, as floats: where they lie, or in `staged`, `[64, width]`. Rows that nobody
-// sees are zeros, whatever the pool holds.
-FASTGPT_INLINE void FindRows(const AttentionCall& call, const Block& block, const void* pool, const uint16_t* scales,
-                             int64_t kv, int64_t size, int64_t width, bool in_place, float* staged, const float* zeros,
-                             const float** rows) {
+// Where the rows of a block lie in a pool, for one KV head. Rows that nobody sees are zeros, whatever the pool holds.
+struct Rows {
+  const char* at[kBlock];
+};
+
+FASTGPT_INLINE int64_t BytesOf(Number number) {
+  return number == Number::kF32 ? 4 : number == Number::kBf16 ? 2 : 1;
+}
+
+FASTGPT_INLINE void FindRows(const AttentionCall& call, const Block& block, const void* pool, int64_t kv, int64_t size,
+                             const float* zeros, Rows& rows) {
+  const int64_t bytes = size * BytesOf(call.pool_type);
+  const char* first = static_cast<const char*>(pool) + kv * bytes;
+  for (int i = 0; i < block.num_keys; ++i) rows.at[i] = first + block.slots[i] * call.K * bytes;
+  if (block.is_full) return;
   for (int i = 0; i < block.num_keys; ++i) {
-    const int64_t row = block.slots[i] * call.K + kv;
-    if (!(block.seen >> i & 1)) {
-      rows[i] = zeros;
-    } else if (in_place) {
-      rows[i] = static_cast<const float*>(pool) + row * size;
-    } else {
-      float* to = staged + i * width;
-      rows[i] = to;
-      if (call.pool_type == Number::kF32) {
-        __builtin_memcpy(to, static_cast<const float*>(pool) + row * size, size * sizeof(float));
-      } else if (call.pool_type == Number::kBf16) {
-        WidenBf16(static_cast<const uint16_t*>(pool) + row * size, size, to);
-      } else {
-        WidenS8(static_cast<const int8_t*>(pool) + row * size, size, FromBf16(scales[row]), to);
-      }
-      for (int64_t d = size; d < width; ++d) to[d] = 0;
-    }
+    if (!(block.seen >> i & 1)) rows.at[i] = reinterpret_cast<const char*>(zeros);
   }
 }
+
+// The rows as floats: where they lie, or `[64, width]` in `staged`.
+FASTGPT_INLINE void AsFloats(const AttentionCall& call, const Block& block, const Rows& rows, const uint16_t* scales,
+                             int64_t kv, int64_t size, int64_t width, bool in_place, float* staged,
+                             const float** floats) {
+  for (int i = 0; i < block.num_keys; ++i) {
+    if (in_place || !(block.seen >> i & 1)) {
+      floats[i] = reinterpret_cast<const float*>(rows.at[i]);
+      continue;
+    }
+    float* to = staged + i * width;
+    floats[i] = to;
+    if (call.pool_type == Number::kF32) {
+      __builtin_memcpy(to, rows.at[i], size * sizeof(float));
+    } else if (call.pool_type == Number::kBf16) {
+      WidenBf16(reinterpret_cast<const uint16_t*>(rows.at[i]), size, to);
+    } else {
+      WidenS8(reinterpret_cast<const int8_t*>(rows.at[i]), size, FromBf16(scales[block.slots[i] * call.K + kv]), to);
+    }
+    for (int64_t d = size; d < width; ++d) to[d] = 0;
+  }
+}
+
+// Brings the rows of a block that is next nearer, a few lines at a time, in the order in which they lie: all heads of a
+// token after each other. Reading head by head leaves gaps that no processor's own prefetching sees through (Zen 4, pages
+// in order: 9 GB/s a core without, 18 with).
+class Ahead {
+ public:
+  // `num_calls`: how often Fetch will be called.
+  void Start(const AttentionCall& call, const Block& block, const void* pool, int64_t size, int64_t num_calls) {
+    slot_bytes_ = call.K * size * BytesOf(call.pool_type);
+    pool_ = static_cast<const char*>(pool);
+    slots_ = block.slots;
+    left_ = block.num_keys;
+    at_ = 0;
+    lines_ = static_cast<int>((block.num_keys * ((slot_bytes_ + 63) / 64) + num_calls - 1) / num_calls);
+  }
+
+  void Stop() { left_ = 0; }
+
+  FASTGPT_INLINE void Fetch() {
+    for (int64_t wanted = lines_ * 64; wanted > 0 && left_ > 0;) {
+      const char* from = pool_ + *slots_ * slot_bytes_ + at_;
+      const int64_t bytes = wanted < slot_bytes_ - at_ ? wanted : slot_bytes_ - at_;
+#pragma GCC unroll 4
+      for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + b, 0, 2);
+      wanted -= bytes;
+      at_ += bytes;
+      if (at_ >= slot_bytes_) {
+        at_ = 0;
+        ++slots_;
+        --left_;
+      }
+    }
+  }
+
+ private:
+  const char* pool_ = nullptr;
+  const int64_t* slots_ = nullptr;
+  int64_t slot_bytes_ = 0, at_ = 0;
+  int left_ = 0, lines_ = 0;
+};
 
 // What is added to a score, scaled and capped already, of query head n.
 FASTGPT_INLINE float BiasOf(const AttentionCall& call, int64_t query, int64_t n, int64_t k) {

@@ -2,22 +2,17 @@
 //
 // Included by one file for each instruction set, after its target pragma; holds no inline function of the standard
 // library, and all of it has internal linkage, so that no other file can come to run instructions that were meant here.
+// The file says how wide its registers are by FASTGPT_WIDTH: before GCC 13 its pragma leaves __AVX512F__ undefined.
 #include <cstdint>
 
-#if defined(__AVX2__)
+#if FASTGPT_WIDTH > 4
 #include <immintrin.h>
 #endif
 
 namespace fastgpt {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kWidth = 16;
-#elif defined(__AVX2__)
-constexpr int kWidth = 8;
-#else
-constexpr int kWidth = 4;
-#endif
+constexpr int kWidth = FASTGPT_WIDTH;
 constexpr int kParts = 16 / kWidth;
 
 typedef float W __attribute__((vector_size(4 * kWidth)));
@@ -71,9 +66,9 @@ FASTGPT_INLINE V operator/(V a, V b) {
 
 // a * b + c
 FASTGPT_INLINE V MulAdd(V a, V b, V c) {
-#if defined(__AVX512F__)
+#if FASTGPT_WIDTH == 16
   c.w[0] = _mm512_fmadd_ps(a.w[0], b.w[0], c.w[0]);
-#elif defined(__AVX2__)
+#elif FASTGPT_WIDTH == 8
   FASTGPT_PARTS c.w[p] = _mm256_fmadd_ps(a.w[p], b.w[p], c.w[p]);
 #else
   FASTGPT_PARTS c.w[p] += a.w[p] * b.w[p];
@@ -82,9 +77,9 @@ FASTGPT_INLINE V MulAdd(V a, V b, V c) {
 }
 
 FASTGPT_INLINE V Max(V a, V b) {
-#if defined(__AVX512F__)
+#if FASTGPT_WIDTH == 16
   a.w[0] = _mm512_max_ps(a.w[0], b.w[0]);
-#elif defined(__AVX2__)
+#elif FASTGPT_WIDTH == 8
   FASTGPT_PARTS a.w[p] = _mm256_max_ps(a.w[p], b.w[p]);
 #else
   FASTGPT_PARTS a.w[p] = a.w[p] > b.w[p] ? a.w[p] : b.w[p];
@@ -99,7 +94,7 @@ FASTGPT_INLINE V Abs(V a) {
 
 // Lanes of `a` where the bit is set, of `b` where it is not.
 FASTGPT_INLINE V Select(uint32_t bits, V a, V b) {
-#if defined(__AVX512F__)
+#if FASTGPT_WIDTH == 16
   a.w[0] = _mm512_mask_blend_ps(static_cast<__mmask16>(bits), b.w[0], a.w[0]);
 #else
   I bit;
@@ -112,7 +107,7 @@ FASTGPT_INLINE V Select(uint32_t bits, V a, V b) {
 // Lane i becomes lane i ^ kBy.
 template <int kBy>
 FASTGPT_INLINE V Swap(V a) {
-#if defined(__AVX512F__)
+#if FASTGPT_WIDTH == 16
   if constexpr (kBy == 1) a.w[0] = _mm512_permute_ps(a.w[0], 0xb1);
   if constexpr (kBy == 2) a.w[0] = _mm512_permute_ps(a.w[0], 0x4e);
   if constexpr (kBy == 4) a.w[0] = _mm512_shuffle_f32x4(a.w[0], a.w[0], 0xb1);
@@ -138,7 +133,7 @@ constexpr uint32_t kLanesWith = kBit == 1 ? 0xaaaa : kBit == 2 ? 0xcccc : kBit =
 // kCount floats, again and again.
 template <int kCount>
 FASTGPT_INLINE V Repeat(const float* from) {
-#if defined(__AVX512F__)
+#if FASTGPT_WIDTH == 16
   V v;
   if constexpr (kCount == 1) v.w[0] = _mm512_set1_ps(*from);
   if constexpr (kCount == 2) v.w[0] = (W)_mm512_set1_pd(*reinterpret_cast<const Pair*>(from));
@@ -156,7 +151,7 @@ FASTGPT_INLINE V Repeat(const float* from) {
 }
 
 FASTGPT_INLINE float Greatest(V a) {
-#if defined(__AVX512F__)
+#if FASTGPT_WIDTH == 16
   return _mm512_reduce_max_ps(a.w[0]);
 #else
   a = Max(a, Swap<8>(a));
@@ -167,7 +162,7 @@ FASTGPT_INLINE float Greatest(V a) {
 }
 
 FASTGPT_INLINE float Sum(V a) {
-#if defined(__AVX512F__)
+#if FASTGPT_WIDTH == 16
   return _mm512_reduce_add_ps(a.w[0]);
 #else
   a = a + Swap<8>(a);
@@ -180,7 +175,7 @@ FASTGPT_INLINE float Sum(V a) {
 // 2^x within 3e-8 of it, relatively; 0 for what is too small, -inf among it.
 FASTGPT_INLINE V Exp2(V x) {
   V whole;
-#if defined(__AVX512F__)
+#if FASTGPT_WIDTH == 16
   x = Max(x, Set(-200.0f));
   whole.w[0] = _mm512_roundscale_ps(x.w[0], 0);
 #else
@@ -190,7 +185,7 @@ FASTGPT_INLINE V Exp2(V x) {
   V shifted = kept + magic;
   whole = shifted - magic;
 #endif
-#if defined(__AVX512F__)
+#if FASTGPT_WIDTH == 16
   const V f = x - whole;
 #else
   const V f = kept - whole;
@@ -202,7 +197,7 @@ FASTGPT_INLINE V Exp2(V x) {
   y = MulAdd(y, f, Set(0.240226477f));
   y = MulAdd(y, f, Set(0.693147182f));
   y = MulAdd(y, f, Set(1.0f));
-#if defined(__AVX512F__)
+#if FASTGPT_WIDTH == 16
   y.w[0] = _mm512_scalef_ps(y.w[0], whole.w[0]);
 #else
   FASTGPT_PARTS {
@@ -224,7 +219,7 @@ FASTGPT_INLINE V Tanh(V x) {
   const V size = Abs(x);
   const V shrunk = Exp2(size * Set(-2.88539008f));  // e^(-2 |x|)
   const V large = (Set(1.0f) - shrunk) / (Set(1.0f) + shrunk);
-#if defined(__AVX512F__)
+#if FASTGPT_WIDTH == 16
   const __mmask16 is_small = _mm512_cmp_ps_mask(size.w[0], _mm512_set1_ps(0.625f), _CMP_LT_OQ);
   V found = Select(is_small, small, large);
   const __mmask16 is_negative = _mm512_movepi32_mask((__m512i)x.w[0]);
@@ -238,10 +233,6 @@ FASTGPT_INLINE V Tanh(V x) {
   }
   return found;
 #endif
-}
-
-FASTGPT_INLINE void Prefetch(const float* row, int64_t count) {
-  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(row + i, 0, 3);
 }
 
 }  // namespace

@@ -171,7 +171,8 @@ void RunTile(const AttentionCall& call, const AttentionTask& task, const Attenti
   __builtin_memset(zeros, 0, (query - zeros) * sizeof(float));
 
   Block block;
-  const float *keys[kBlock], *found[kBlock];
+  Rows lie;
+  const float *keys[kBlock], *values[kBlock];
   for (int64_t kv = task.kv0; kv < task.kv1; ++kv) {
     float* top = part.top + (kv - task.kv0) * part.rows;
     float* total = part.total + (kv - task.kv0) * part.rows;
@@ -188,7 +189,8 @@ void RunTile(const AttentionCall& call, const AttentionTask& task, const Attenti
       shrinks[r] = 1;
     }
     for (int64_t at = task.begin / kBlock * kBlock; NextBlock(call, task, at, block); at = block.first + kBlock) {
-      FindRows(call, block, call.pool_k, call.scale_k, kv, call.H, Hp, k_in_place, staged_k, zeros, keys);
+      FindRows(call, block, call.pool_k, kv, call.H, zeros, lie);
+      AsFloats(call, block, lie, call.scale_k, kv, call.H, Hp, k_in_place, staged_k, keys);
       TransposeKeys(keys, block.num_keys, Hp, transposed);
       int i = 0;
       for (; i + kTileVectors * 16 <= block.num_keys; i += kTileVectors * 16) {
@@ -200,12 +202,13 @@ void RunTile(const AttentionCall& call, const AttentionTask& task, const Attenti
         shrinks[r] = TileWeights(call, block, task.first + q, block.bits[q], kv * group + r % group, is_plain,
                                  scores + r * kBlock, top[r], total[r]);
       }
-      FindRows(call, block, call.pool_v, call.scale_v, kv, call.E, Ep, v_in_place, staged_v, zeros, found);
+      FindRows(call, block, call.pool_v, kv, call.E, zeros, lie);
+      AsFloats(call, block, lie, call.scale_v, kv, call.E, Ep, v_in_place, staged_v, values);
       int64_t e = 0;
       for (; e + kTileVectors * 16 <= Ep; e += kTileVectors * 16) {
-        TileMix<kTileVectors>(scores, padded, shrinks, found, e, block.num_keys, sum + e, Ep);
+        TileMix<kTileVectors>(scores, padded, shrinks, values, e, block.num_keys, sum + e, Ep);
       }
-      for (; e < Ep; e += 16) TileMix<1>(scores, padded, shrinks, found, e, block.num_keys, sum + e, Ep);
+      for (; e < Ep; e += 16) TileMix<1>(scores, padded, shrinks, values, e, block.num_keys, sum + e, Ep);
     }
   }
 }
