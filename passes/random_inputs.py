@@ -90,3 +90,9 @@ def _indexed(op: Op) -> Sequence[tuple[Value, int]]:
 def narrow(arguments: Sequence[Any], graph: Graph) -> list[jax.Array]:
     """The arguments in the dtypes that the graph takes."""
     return [jnp.asarray(x).astype(v.dtype) for x, v in zip(arguments, graph.inputs, strict=True)]
+
+
+def representable(arguments: Sequence[Any], graph: Graph) -> list[Any]:
+    """The arguments rounded to the dtypes that the graph takes, floats as float64 again."""
+    rounded = [np.asarray(x).astype(v.dtype) for x, v in zip(arguments, graph.inputs, strict=True)]
+    return [x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in rounded]

@@ -3,7 +3,8 @@
 Both graphs get the same random arguments, each operand drawn independently, and run in an interpreter that widens every
 float dtype to float64, so that what is compared is the mathematics and not the rounding. An exact rewrite must also
 agree bit for bit, operation by operation, in the dtypes as they are; one that states a budget, since it approximates or
-is native code that knows no float64, is held in its own dtypes against the wide original, so that its rounding counts.
+is native code that knows no float64, is held in its own dtypes against the wide original, so that its rounding
+counts.
 Rewrites too large to run are made smaller (`passes.shrink`); what cannot be run is *unvalidated*, with the reason.
 
 It runs with 64-bit types enabled, in a context of its own that nothing else sees.
@@ -28,7 +29,7 @@ from passes.expand import expand
 from passes.extract import clone
 from passes.graph import Graph
 from passes.numerics import Numerics
-from passes.random_inputs import NUM_TRIALS, narrow, random_arguments
+from passes.random_inputs import NUM_TRIALS, narrow, random_arguments, representable
 from passes.replay import Widening, evaluate
 from passes.rewrite import Rewrite
 from passes.shrink import CannotShrink, shrink
@@ -138,6 +139,8 @@ def _compare(
     wide_before, wide_after = map(Reference, plain)
     for trial in range(NUM_TRIALS):
         arguments = random_arguments(plain[0], trial)
+        if is_narrow:
+            arguments = representable(arguments, plain[0])  # what counts is how a rewrite rounds, not its operands
         try:
             expected = wide_before(arguments)
             found = None if is_narrow else wide_after(arguments)

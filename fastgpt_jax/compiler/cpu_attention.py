@@ -32,7 +32,7 @@ SMALL_REQUESTS, SMALL_QUERIES, SMALL_KEYS = 2, 24, 96
 
 
 def _budget(op: Op) -> float:
-    return max(BUDGET[str(v.dtype)] for v in (*op.operands[:1], *op.results) if str(v.dtype) in BUDGET)
+    return max(BUDGET[str(v.dtype)] for v in (op.operands[0], op.results[0]) if str(v.dtype) in BUDGET)
 
 
 # --------------------------------------------------------------------------------------- what was read
