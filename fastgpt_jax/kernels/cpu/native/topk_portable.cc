@@ -1,0 +1,2 @@
+#define FASTGPT_NEXT_ABOVE kNextAbovePortable
+#include "topk_scan.h"
