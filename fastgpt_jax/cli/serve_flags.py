@@ -75,6 +75,8 @@ def make_flags() -> flags.FlagValues:
     default = ServerSettings()
     text("host", default.host, "Address to listen on; 0.0.0.0 is all.", flag_values=values)
     integer("port", default.port, "Port to listen on; 0 takes a free one.", flag_values=values)
+    integer("control_port", None, "Port for /drain and /profile, from this machine alone.", flag_values=values)
+    text("profile_folder", None, "Where profiles of --control_port are written.", flag_values=values)
     flags.DEFINE_multi_string("served_model_name", [], "What requests call the model; repeatable.", flag_values=values)
     text("api_key_file", None, "File with an API key a line; without it no key is asked for.", flag_values=values)
     flags.DEFINE_bool("open_metrics", False, "/metrics and /openapi.json need no key.", flag_values=values)
@@ -110,6 +112,7 @@ def _add_model_flags(values: flags.FlagValues) -> None:
     integer("max_num_batched_tokens", None, "Most tokens of a step.", lower_bound=1, flag_values=values)
     integer("max_logprobs", None, "Most likely tokens that may be asked for.", lower_bound=1, flag_values=values)
     integer("tensor_parallel_size", None, "Devices that share every layer.", lower_bound=1, flag_values=values)
+    integer("pipeline_parallel_size", 1, "Devices that share the layers among them; 1.", flag_values=values)
     add_quantization_flags(values)
 
 
@@ -148,9 +151,10 @@ def _add_engine_flags(values: flags.FlagValues) -> None:
 def make_settings(values: flags.FlagValues, model_name: str) -> ServerSettings:
     """Returns what the flags say of the server."""
     given = flag_values(values)
-    same = (*LIMITS, "host", "port", "open_metrics", "log_format", "log_level")
+    same = (*LIMITS, "host", "port", "control_port", "open_metrics", "log_format", "log_level")
     return ServerSettings(
         **{name: given[name] for name in same},
+        profile_folder=_path(given["profile_folder"]),
         ssl_certfile=_path(given["ssl_certfile"]),
         ssl_keyfile=_path(given["ssl_keyfile"]),
         served_model_names=tuple(given["served_model_name"]) or (model_name,),
@@ -212,6 +216,11 @@ def make_model_options(values: flags.FlagValues) -> ModelOptions:
 
     if not values["async_pipeline"].value:
         raise UserError("async_pipeline=false is not supported: the next step is always prepared while one runs")
+    if given["pipeline_parallel_size"] != 1:
+        raise UserError(
+            f"pipeline_parallel_size={given['pipeline_parallel_size']} is not supported: layers are not divided among "
+            "devices yet; leave it at 1, or give tensor_parallel_size"
+        )
     engine = {**pick(ENGINE_OPTIONS), **pick(("gpu_memory_utilization",))}
     if not values["enable_prefix_caching"].value:
         engine["enable_prefix_caching"] = False

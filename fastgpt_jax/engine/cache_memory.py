@@ -90,6 +90,15 @@ class CacheMemory:
         """Share of the pages that requests hold."""
         return self._pool.num_held / self._pool.num_pages
 
+    def waste(self, holders: Iterable[Request]) -> float:
+        """Share of the places for rows in pages that requests hold where there is no row: the ends of their last pages.
+
+        Args:
+          holders: All requests that hold pages.
+        """
+        num_empty = sum(len(request.pages) * self.page_size - request.num_computed for request in holders)
+        return num_empty / (self._pool.num_held * self.page_size) if self._pool.num_held else 0.0
+
     def num_pages(self, num_rows: int) -> int:
         """Pages that so many rows take."""
         return -(-num_rows // self.page_size)

@@ -339,6 +339,7 @@ class EngineCore:
             num_waiting=len(scheduler.waiting),
             num_swapped=memory.num_swapped,
             kv_cache_usage=memory.usage,
+            kv_cache_waste=memory.waste(scheduler.running),
             prefix_cache_queries=memory.num_queries,
             prefix_cache_hits=memory.num_hits,
             num_preemptions=scheduler.num_preemptions,

@@ -38,6 +38,7 @@ class EngineStats:
       num_swapped: Gauge: those of the waiting ones whose rows lie on the host.
       kv_cache_usage: Gauge, 0 to 1: pages that requests refer to, of all pages; cached pages that nobody refers to are
         free.
+      kv_cache_waste: Gauge, 0 to 1: places for rows in the pages that requests refer to in which no row lies.
       prefix_cache_queries: Tokens that were looked up in the prefix cache.
       prefix_cache_hits: Tokens that were found there.
       num_preemptions: Times a running continuation lost its pages to another.
@@ -58,6 +59,7 @@ class EngineStats:
     num_waiting: int = 0
     num_swapped: int = 0
     kv_cache_usage: float = 0.0
+    kv_cache_waste: float = 0.0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
     num_preemptions: int = 0

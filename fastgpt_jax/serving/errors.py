@@ -47,6 +47,7 @@ CODES: Mapping[str, Kind] = MappingProxyType(
         "route_not_found": Kind(404),
         "model_not_found": Kind(404),
         "method_not_allowed": Kind(405),
+        "conflict": Kind(409),
         "body_too_large": Kind(413),
         "headers_too_large": Kind(413),
         "overloaded": Kind(429, "rate_limit_error"),

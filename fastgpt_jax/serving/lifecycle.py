@@ -18,7 +18,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastgpt_jax.errors import UserError
-from fastgpt_jax.serving import health
+from fastgpt_jax.serving import control, health
 from fastgpt_jax.serving.async_llm import AsyncLLM
 from fastgpt_jax.serving.errors import ApiError
 from fastgpt_jax.serving.logs import AccessLog
@@ -65,17 +65,35 @@ async def run_server(
     """
     front = _Front(settings)
     server = _Uvicorn(_config(settings, front))
-    listener = _listen(settings.host, settings.port)
+    listener = _listen(settings.host, settings.port, f"--host {settings.host} --port {settings.port}")
     with _signals() as signals:
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            while not server.started and not serving.done():
-                await asyncio.sleep(0.005)
-            announce(_url(settings, listener))
-            return await _life(settings, front, load, signals, server)
-        finally:
-            server.should_exit = True
-            await serving
+        async with _control(settings, lambda: signals.put_nowait(signal.SIGTERM)):
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            try:
+                while not server.started and not serving.done():
+                    await asyncio.sleep(0.005)
+                announce(_url(settings, listener))
+                return await _life(settings, front, load, signals, server)
+            finally:
+                server.should_exit = True
+                await serving
+
+
+@contextlib.asynccontextmanager
+async def _control(settings: ServerSettings, end: Callable[[], None]) -> AsyncIterator[None]:
+    """Listens for who runs the server, if that is wanted."""
+    if settings.control_port is None:
+        yield
+        return
+    listener = _listen(control.HOST, settings.control_port, f"--control_port {settings.control_port}")
+    server = _Uvicorn(_config(settings, AccessLog(control.make_control_app(settings, end))))
+    _log.info("control", extra={"control_port": listener.getsockname()[1]})
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
 
 
 async def _life(
@@ -187,8 +205,8 @@ def _config(settings: ServerSettings, app: Any) -> uvicorn.Config:
     return config
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Takes the port; a UserError where it cannot be had."""
+def _listen(host: str, port: int, flags: str) -> socket.socket:
+    """Takes the port; a UserError that names the flags where it cannot be had."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address[:2], family=family, backlog=2048)
@@ -197,8 +215,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return listener
     except OSError as error:
         raise UserError(
-            f"cannot listen on --host {host} --port {port}: {error.strerror or error}; choose another port, or 0 for a "
-            "free one"
+            f"cannot listen on {flags}: {error.strerror or error}; choose another port, or 0 for a free one"
         ) from error
 
 

@@ -60,6 +60,10 @@ GAUGES = {
     "vllm:num_requests_running": ("num_running", "Sequences that run."),
     "vllm:num_requests_waiting": ("num_waiting", "Sequences that wait."),
     "vllm:kv_cache_usage_perc": ("kv_cache_usage", "Share of the pages that requests refer to; 1 is all of them."),
+    "fastgpt_memory_fragmentation": (
+        "kv_cache_waste",
+        "Share of the places in pages that requests hold without a row.",
+    ),
     "fastgpt_num_requests_swapped": ("num_swapped", "Waiting sequences whose pages lie on the host."),
 }
 

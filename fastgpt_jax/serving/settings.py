@@ -24,6 +24,8 @@ class ServerSettings:
     Attributes:
       served_model_names: What requests call the model; the first is what answers call it.
       host, port: Where to listen; port 0 takes a free one.
+      control_port: Where this machine alone may drain and profile the server; None for nowhere.
+      profile_folder: Where profiles are written; None takes none.
       api_keys: Keys that open the routes; none leaves them open.
       open_metrics: Whether `/metrics` and `/openapi.json` need no key.
       cors_allow_origins: Web pages of these origins may call the server; `*` is all of them.
@@ -58,6 +60,8 @@ class ServerSettings:
     served_model_names: tuple[str, ...] = ("model",)
     host: str = "127.0.0.1"
     port: int = 8000
+    control_port: int | None = None
+    profile_folder: Path | None = None
     api_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     open_metrics: bool = False
     cors_allow_origins: tuple[str, ...] = ()
@@ -96,6 +100,10 @@ class ServerSettings:
         if not self.served_model_names or not all(self.served_model_names):
             raise UserError("served_model_name must name the model, got nothing")
         _check_range("port", self.port, 0, 65535)
+        if self.control_port is not None:
+            _check_range("control_port", self.control_port, 0, 65535)
+        elif self.profile_folder is not None:
+            raise UserError("profile_folder needs control_port, whose routes take profiles")
         for name in ("max_queue_len", "result_cache_bytes"):
             _check_range(name, getattr(self, name), 0)
         for name in _COUNTS:

@@ -169,6 +169,17 @@ def test_continuations_share_the_prompt_and_copy_the_page_they_go_on_writing():
     assert most <= 3 + 4 * 2  # full pages once; the page that is written, and perhaps one more, four times
 
 
+def test_places_without_a_row_are_told():
+    engine = make_engine({"max_model_len": 64})
+    engine.add_request("r", BASE[:5], SamplingParams(temperature=0, max_tokens=9))
+    assert engine.stats().kv_cache_waste == 0
+    engine.step()
+    running, num_free = engine.core.scheduler.running, 2 * 4 - engine.core.scheduler.running[0].num_computed
+    assert len(running[0].pages) == 2 and engine.stats().kv_cache_waste == num_free / 8 > 0
+    finish(engine)
+    assert engine.stats().kv_cache_waste == 0
+
+
 def test_a_salt_keeps_tenants_apart():
     engine = make_engine({})
     params = SamplingParams(temperature=0, max_tokens=1)

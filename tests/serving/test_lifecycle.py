@@ -318,7 +318,7 @@ def test_an_answer_that_the_application_cannot_give_is_still_logged(caplog):
 
 
 def test_connections_send_answers_at_once():
-    with lifecycle._listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+    with lifecycle._listen("127.0.0.1", 0, "--port 0") as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -93,7 +93,7 @@ def test_every_limit_has_its_flag():
     settings = make_settings(parse("--max_queue_len=3", "--request_timeout_s=2.5", "--served_model_name=a"), "m")
     assert (settings.max_queue_len, settings.request_timeout_s, settings.model_name) == (3, 2.5, "a")
     others = {"served_model_names", "host", "port", "api_keys", "open_metrics", "cors_allow_origins", "log_format"}
-    others |= {"ssl_certfile", "ssl_keyfile", "log_level"}
+    others |= {"ssl_certfile", "ssl_keyfile", "log_level", "control_port", "profile_folder"}
     assert set(ServerSettings.__dataclass_fields__) == {*LIMITS, *others}
     assert make_settings(parse(), "m") == ServerSettings(served_model_names=("m",)), (
         "the defaults are those of the class"
@@ -132,6 +132,8 @@ def test_flags_of_the_engine():
         (["--model=/nowhere"], "there is no model /nowhere"),
         ([], "--model must be given"),
         (["--model=m", "--port=70000"], "port must be between 0 and 65535"),
+        (["--model=m", "--profile_folder=x"], "profile_folder needs control_port"),
+        (["--model=m", "--pipeline_parallel_size=2"], "pipeline_parallel_size=2 is not supported"),
         (["--model=m", "--max_schema_bytes=65537"], "max_schema_bytes must be between 1 and 65536"),
         (["--model=m", "--max_n=0"], "max_n must be at least 1"),
         (["--model=m", "--request_timeout_s=nan"], "request_timeout_s must be a finite number"),
