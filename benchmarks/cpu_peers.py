@@ -166,6 +166,7 @@ class Bench:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Everything that is asked for."""
         self._convert()
+        yield from self._ceiling()
         for name in self._chosen_contests():
             contest = self._take_part(CONTESTS[name])
             yield from self._made(contest)
@@ -230,6 +231,17 @@ class Bench:
         reference = next(c for c in CONTESTS["float32"].contestants if c.engine == "torch")
         if others and "torch" in self._options.engines:
             yield from parts.same_model(others, self._open, reference, self._shape.vocab_size)
+
+    def _ceiling(self) -> Iterator[dict[str, Any]]:
+        """What prefill is held against, where torch is there to tell."""
+        if "torch" not in self._options.engines or not set(CONTESTS) & set(self._options.only):
+            return
+        limits = {"threads": self._options.threads, "timeout_s": self._options.timeout_s}
+        with Worker(python_of(self._options.peers or ""), "ceiling", {}, **limits) as worker:
+            try:
+                yield from parts.ceiling(worker, rounds(self._options))
+            except EngineFailed as error:
+                yield parts.failed("torch", "products of matrices", error)
 
     def _context(self) -> Iterator[dict[str, Any]]:
         """Our int8 at long contexts, where the shape reaches them."""

@@ -54,10 +54,12 @@ class Contest:
 
     Attributes:
       bits: A weight and its share of scales, as the limit counts them.
+      numbers: What products are made of where tokens are many.
     """
 
     name: str
     bits: float
+    numbers: str
     contestants: tuple[Contestant, ...]
 
     def step_bytes(self, shape: Shape) -> float:
@@ -139,6 +141,7 @@ CONTESTS = {
         Contest(
             "int8",
             8,
+            "int8",
             (
                 _ours(Build("float32", "w8a8"), "int8"),
                 Contestant("llama.cpp q8_0", "llama.cpp", "q8_0.gguf", LLAMA_CPP),
@@ -149,14 +152,15 @@ CONTESTS = {
         Contest(
             "int4",
             4.5,
+            "int8",
             (
                 _ours(Build("float32", "w4a8"), "int4"),
                 Contestant("llama.cpp q4_0", "llama.cpp", "q4_0.gguf", LLAMA_CPP),
                 Contestant("openvino int4", "openvino", "openvino-int4", OPENVINO),
             ),
         ),
-        Contest("bfloat16", 16, (_ours(Build("bfloat16"), "bfloat16"), _torch("bfloat16", "torch-bf16"))),
-        Contest("float32", 32, (_ours(Build("float32"), "float32"), _torch("float32", "hf"))),
+        Contest("bfloat16", 16, "bfloat16", (_ours(Build("bfloat16"), "bfloat16"), _torch("bfloat16", "torch-bf16"))),
+        Contest("float32", 32, "float32", (_ours(Build("float32"), "float32"), _torch("float32", "hf"))),
     )
 }
 

@@ -85,6 +85,13 @@ def same_model(
             yield failed(contestant.label, "same model", error)
 
 
+def ceiling(worker: Asked, rounds: int) -> Iterator[dict[str, Any]]:
+    """The arithmetic that prefill is held against, a row a round."""
+    worker.wait_until_ready()
+    for index in range(rounds):
+        yield {"row": "ceiling", "round": index, **worker.ask("ceiling")}
+
+
 def context(worker: Asked, label: str, bandwidth: Callable[[], float], rounds: int) -> Iterator[dict[str, Any]]:
     """Time of our bare step with so many tokens before it."""
     worker.wait_until_ready()

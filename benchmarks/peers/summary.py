@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.peers.contests import MEASURES, OURS
+from benchmarks.peers.contests import CONTESTS, MEASURES, OURS
 from benchmarks.peers.parts import CONTEXTS, added_over_limit
 from benchmarks.peers.shapes import SHAPES
 
@@ -26,7 +26,8 @@ class Figure:
     Attributes:
       tokens_a_second: Median over rounds.
       spread: The least and the most.
-      share: Of what the bandwidth lets a decode reach, taken beside each round; None for a prefill.
+      share: Of what the bandwidth lets a decode reach, taken beside each round; of a prefill, what the run's fastest
+        products would let it reach, None where these were not taken.
     """
 
     tokens_a_second: float
@@ -81,11 +82,20 @@ def figure(rows: Sequence[Row], contest: str, contestant: str, measure: str) -> 
     if not times:
         return None
     rates = [SIZES[measure] / row["seconds"] for row in times]
-    share = None
     if "decode" in measure:
         step_bytes = next(row["step_bytes"] for row in rows if row["row"] == "limit" and row["contest"] == contest)
         share = statistics.median(step_bytes / row["bandwidth"] / row["seconds"] for row in times)
+    else:
+        most = ceiling(rows, CONTESTS[contest].numbers)
+        operations = SHAPES[times[0]["shape"]].prefill_operations
+        share = None if most is None else statistics.median(rates) * operations / most
     return Figure(statistics.median(rates), (min(rates), max(rates)), share)
+
+
+def ceiling(rows: Iterable[Row], numbers: str) -> float | None:
+    """Operations a second of the fastest products of such numbers; None where they were not taken."""
+    found = [row[numbers] for row in rows if row["row"] == "ceiling"]
+    return statistics.median(found) if found else None
 
 
 def limit(rows: Sequence[Row], contest: str, measure: str) -> float:

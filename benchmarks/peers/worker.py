@@ -23,6 +23,7 @@ ENGINES = {
     "openvino": "benchmarks.peers.engine_openvino",
     "ctranslate2": "benchmarks.peers.engine_ctranslate2",
     "torch": "benchmarks.peers.engine_torch",
+    "ceiling": "benchmarks.peers.engine_ceiling",
 }
 TEMPERATURE, TOP_K = 0.8, 40
 """How every engine draws its tokens."""
@@ -106,6 +107,11 @@ def logits(engine: Engine, *, ids: list[int], path: str, started: float) -> dict
     return {}
 
 
+def ceiling(engine: Any, *, started: float) -> dict[str, Any]:
+    """Operations a second of matrix products by the type of their numbers."""
+    return engine.ceiling()
+
+
 def check(engine: Any, *, started: float, **arguments: Any) -> dict[str, Any]:
     """What an engine can tell of its own exactness."""
     return engine.check(**arguments)
@@ -128,6 +134,7 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "bare_decode": bare_decode,
     "logits": logits,
     "check": check,
+    "ceiling": ceiling,
     "memory": memory,
 }
 

@@ -48,6 +48,8 @@ def quantize(source: Path, path: Path, format_name: str) -> None:
     """Quantizes a file by llama.cpp's own function."""
     import llama_cpp  # noqa: PLC0415 - other engines' files can be made without it
 
+    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(silent, ctypes.c_void_p())
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = FORMATS[format_name], 2
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params))
