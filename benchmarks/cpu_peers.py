@@ -112,10 +112,10 @@ def execute(options: Options) -> None:
             bench.close()
     lines = list(report(rows))
     print("\n".join(lines), flush=True)
-    if options.picture is not None:
-        draw(Path(options.picture), rows)
     if options.write_page:
         write_page(lines)
+    if options.picture is not None:
+        draw(Path(options.picture), rows)
 
 
 def check(options: Options) -> None:
