@@ -54,7 +54,7 @@ MODEL_OPTIONS = (*MODEL_OPTIONS, "tensor_parallel_size", "quantization", "kv_cac
 """Decided when a model is compiled: flags of `fastgpt compile`, and checked against an artifact by the engine."""
 COMPILE_OPTIONS = ("params", "quantization_rules", "strict", "page_size", "memory_pool_size")
 """Flags of `fastgpt compile` that an artifact has no use for."""
-ENGINE_OPTIONS = ("verify", "on_mismatch", "seed", "max_batch", "min_batch", "batch_timeout_ms")
+ENGINE_OPTIONS = ("verify", "on_mismatch", "seed", "max_batch", "min_batch", "batch_timeout_ms", "pin_buckets")
 """Decided when the engine starts."""
 SWAP_GIB = 4.0
 """Of the host's memory, for `--swap_to_cpu` alone."""
@@ -138,6 +138,7 @@ def _add_engine_flags(values: flags.FlagValues) -> None:
     boolean("swap_to_cpu", False, "Rows of preempted requests go to the host's memory.", flag_values=values)
     flags.DEFINE_float("swap_space", None, "GiB of the host's memory for them.", lower_bound=0, flag_values=values)
     boolean("enable_prefix_caching", True, "Prompts that begin alike share what was computed.", flag_values=values)
+    boolean("pin_buckets", False, "Steps have one shape each, whoever runs beside; slower.", flag_values=values)
     boolean("async_pipeline", True, "The next step is prepared while one runs; always.", flag_values=values)
     integer("max_batch", None, "Most sequences that run together.", lower_bound=1, flag_values=values)
     integer("min_batch", None, "Sequences that an idle engine waits for.", lower_bound=1, flag_values=values)

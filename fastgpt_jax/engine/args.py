@@ -62,6 +62,8 @@ class EngineArgs:
       batch_timeout_ms: or until the oldest of them has waited so long; they take a running engine at once.
       num_workers: Threads that turn text into ids, for lists of prompts; 0 uses the caller's.
       enable_prefix_caching: Whether prompts that begin alike share what was computed.
+      pin_buckets: Whether what runs beside a request must not change how its sums are made: prompts run in steps of one
+        shape and single tokens in steps of another, and nothing is shared but among continuations of a prompt.
       swap_space: Memory of the host, in bytes, for the rows of requests that lost their pages to others; without room
         they are computed again.
       seed: Decides the draws of requests that bring no seed.
@@ -88,6 +90,7 @@ class EngineArgs:
     batch_timeout_ms: float = 0.0
     num_workers: int = 0
     enable_prefix_caching: bool = True
+    pin_buckets: bool = False
     swap_space: int = 0
     seed: int = 0
     tensor_parallel_size: int | None = None
@@ -113,8 +116,9 @@ class EngineArgs:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise UserError(f"{name} must be an integer of at least {low}, got {value!r}")
-        if not isinstance(self.enable_prefix_caching, bool):
-            raise UserError(f"enable_prefix_caching must be True or False, got {self.enable_prefix_caching!r}")
+        for name in ("enable_prefix_caching", "pin_buckets"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name} must be True or False, got {getattr(self, name)!r}")
         wait_ms = self.batch_timeout_ms
         if not (isinstance(wait_ms, (int, float)) and math.isfinite(wait_ms) and wait_ms >= 0):
             raise UserError(f"batch_timeout_ms must be a finite number of at least 0, got {wait_ms!r}")
@@ -132,6 +136,7 @@ class EngineArgs:
             batch_timeout_ms=self.batch_timeout_ms,
             max_num_batched_tokens=self.max_num_batched_tokens,
             enable_prefix_caching=self.enable_prefix_caching,
+            pins_buckets=self.pin_buckets,
             swap_bytes=self.swap_space,
         )
 

@@ -65,7 +65,7 @@ class EngineCore:
             pages_per_request=pages_per_request,
             min_first_chunk=compiled.min_first_chunk,
             reach=layout.reach,
-            has_prefix_cache=options.enable_prefix_caching,
+            has_prefix_cache=options.enable_prefix_caching and not options.pins_buckets,
             max_snapshots=options.max_snapshots or SNAPSHOTS_PER_REQUEST * compiled.max_num_seqs,
             swap_bytes=options.swap_bytes,
             poisons=options.poison_freed_pages,
@@ -75,6 +75,7 @@ class EngineCore:
             is_ragged=layout.form == "ragged",
             min_first_chunk=compiled.min_first_chunk,
             max_tokens=options.max_num_batched_tokens,
+            is_pinned=options.pins_buckets,
         )
         batching = Batching(
             options.max_batch or compiled.max_num_seqs,
@@ -82,7 +83,7 @@ class EngineCore:
             options.batch_timeout_ms / 1000,
         )
         self.scheduler = Scheduler(memory, shapes, batching, compiled.max_model_len)
-        self._runner = Runner(compiled, self._caches, memory.table)
+        self._runner = Runner(compiled, self._caches, memory.table, is_always_full=options.pins_buckets)
         self._memory = memory
         self._device_clock = DeviceClock()
         self._in_flight: deque[InFlight] = deque()

@@ -18,6 +18,8 @@ class CoreOptions:
       max_num_batched_tokens: Steps of more tokens, padding included, are not run, so that no answer waits long for its
         next token; None runs all there are.
       enable_prefix_caching: Whether prompts that begin alike share what was computed.
+      pins_buckets: Whether all prompts run in steps of one shape and all single tokens in steps of another, by one
+        sampler, and no prefix is shared, so that what runs beside a request does not change how its sums are made.
       max_snapshots: Most page ends at which what is carried from token to token is kept; None is twice the number of
         requests that run together.
       swap_bytes: Memory of the host for the rows of preempted requests; without room they are computed again.
@@ -29,6 +31,7 @@ class CoreOptions:
     batch_timeout_ms: float = 0.0
     max_num_batched_tokens: int | None = None
     enable_prefix_caching: bool = True
+    pins_buckets: bool = False
     max_snapshots: int | None = None
     swap_bytes: int = 0
     poison_freed_pages: bool = False

@@ -68,8 +68,16 @@ class Runner:
     a step was given is changed afterwards.
     """
 
-    def __init__(self, compiled: CompiledModel, caches: DeviceCaches, page_tables: np.ndarray):
-        """Args: page_tables: The pages of the request in each slot, kept by others."""
+    def __init__(
+        self, compiled: CompiledModel, caches: DeviceCaches, page_tables: np.ndarray, *, is_always_full: bool = False
+    ):
+        """Makes a runner.
+
+        Args:
+          page_tables: The pages of the request in each slot, kept by others.
+          is_always_full: Whether steps that only take the most likely tokens run the full sampler too.
+        """
+        self._is_always_full = is_always_full
         self._compiled = compiled
         self._caches = caches
         self._page_tables = page_tables
@@ -157,7 +165,7 @@ class Runner:
     def _start(self, plan: Plan, inputs: StepInputs, num_unseen: int = 0) -> InFlight:
         """Args: num_unseen: Tokens of every request that its row of the table lacks."""
         rows = [row for row in plan.rows if not row.request.is_finished]
-        is_full = plan.is_scored or any(row.request.needs_full_sampler for row in rows)
+        is_full = self._is_always_full or plan.is_scored or any(row.request.needs_full_sampler for row in rows)
         variant: Variant = "full" if is_full else "greedy"
         key = EntryPointKey(plan.shape.num_tokens, plan.shape.num_rows, variant, plan.is_scored)
         sampler = self._table.take(self._sampled_slots(plan), num_unseen) if is_full else None

@@ -82,12 +82,29 @@ class Filling:
 class Shapes:
     """The entry points of a model, and the choice among them."""
 
-    def __init__(self, buckets: Buckets, *, is_ragged: bool, min_first_chunk: int, max_tokens: int | None = None):
-        """Args: max_tokens: Steps of more tokens are left out, but for those that nothing can do without."""
+    def __init__(
+        self,
+        buckets: Buckets,
+        *,
+        is_ragged: bool,
+        min_first_chunk: int,
+        max_tokens: int | None = None,
+        is_pinned: bool = False,
+    ):
+        """Makes the choice of the entry points of a model.
+
+        Args:
+          max_tokens: Steps of more tokens are left out, but for those that nothing can do without.
+          is_pinned: Leaves the longest chunk of one request, and the decode of the most, which are never mixed.
+        """
         self._is_ragged = is_ragged
         self._min_first = min_first_chunk
         self._prefill = self._allowed([Shape(chunk, rows, True) for chunk, rows in buckets.prefill], max_tokens)
         self._decode = [Shape(1, rows, Shape(1, rows, True) in self._prefill) for rows in buckets.decode]
+        if is_pinned:
+            self._is_ragged = False
+            self._prefill = [max((s for s in self._prefill if s.num_rows == 1), key=lambda shape: shape.chunk_len)]
+            self._decode = self._decode[-1:]
         self._chunk_lens = sorted({shape.chunk_len for shape in self._prefill if shape.num_rows == 1})
         self._costs_of_rest = [0]  # by the number of tokens left, up to the most that was asked for
 

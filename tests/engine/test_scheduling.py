@@ -354,3 +354,20 @@ def test_pages_that_lower_requests_share_are_had_by_putting_all_of_them_out():
     done = finish(engine)
     assert list(done) == ["high", "low"] and engine.stats().num_preemptions == 2
     assert done["low"].outputs[1].token_ids == continue_greedily([k % 32 for k in range(81)], 14)
+
+
+def test_pinned_steps_have_two_shapes_and_one_sampler_whatever_runs():
+    found = {}
+    for pins in (True, False):
+        compiled = FakeCompiled(decode_rows=(1, 2), prefill_buckets=(4, 8))
+        engine = LLMEngine(compiled, options=CoreOptions(pins_buckets=pins))
+        for name in range(6):
+            params = SamplingParams(temperature=name % 2, seed=name, max_tokens=5)
+            engine.add_request(str(name), [(3 * name + i) % 30 for i in range(1 + 3 * name)], params)
+            engine.step()
+        engine.generate([[1, 2, 3]] * 2, SamplingParams(temperature=0, max_tokens=3))
+        while engine.has_unfinished_requests():
+            engine.step()
+        found[pins] = compiled.shapes, engine.stats().prefix_cache_queries
+    assert found[True] == ({(8, 1, "full", False), (4, 4, "full", False)}, 0)
+    assert len(found[False][0]) > 4 and found[False][1]

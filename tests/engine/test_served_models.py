@@ -124,6 +124,17 @@ def test_tokens_are_the_same_where_pages_run_out_and_for_continuations(compiled,
     assert engine.stats().kv_cache_usage == 0
 
 
+def test_pinned_steps_give_the_same_numbers_alone_and_in_a_batch(compiled):
+    def run(prompts, **options):
+        engine = LLMEngine(compiled, options=CoreOptions(pins_buckets=True, **options))
+        return [output.outputs[0] for output in engine.generate(prompts, PARAMS)]
+
+    together = run(PROMPTS)
+    for prompt, output in zip(PROMPTS, together, strict=True):
+        (alone,) = run([prompt])
+        assert alone.token_ids == output.token_ids and alone.logprobs == output.logprobs
+
+
 def test_serving_compiles_nothing_that_was_compiled(compiled, alone):
     engine = run(compiled, swap_bytes=2**24)[1]
     for _ in range(2):

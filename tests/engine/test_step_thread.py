@@ -141,3 +141,19 @@ def test_who_waits_for_a_step_can_be_called_away(make):
     engine.interrupt()
     waiting.join(10)
     assert not waiting.is_alive()
+
+
+def test_what_ends_the_thread_is_told_to_all_who_wait_for_it(make):
+    engine = make()
+    engine.add_request("r", [1, 2, 3], GREEDY)
+
+    def fail():
+        raise SystemExit
+
+    engine._steps.submit(fail)
+    with pytest.raises(RuntimeError, match="has stopped: SystemExit"):
+        while True:
+            engine.step()
+    engine.abort_request("r")
+    with pytest.raises(RuntimeError, match="has stopped"):
+        engine.stats()

@@ -119,6 +119,7 @@ def test_flags_of_the_engine():
     assert make_model_options(parse("--swap_space=0.5")).engine == {"swap_space": 2**29}
     assert make_model_options(parse("--seed=0", "--batch_timeout_ms=0")).engine == {"seed": 0, "batch_timeout_ms": 0}
     assert make_model_options(parse("--swap_to_cpu", "--swap_space=0")).engine == {"swap_space": 0}
+    assert make_model_options(parse("--pin_buckets")).engine == {"pin_buckets": True}
     assert make_model_options(parse("--noenable_prefix_caching")).engine == {"enable_prefix_caching": False}
     assert make_model_options(parse("--num_workers=3")).num_workers == 3
     for name in make_model_options(parse("--swap_to_cpu", "--min_batch=2", "--gpu_memory_utilization=0.5")).engine:
