@@ -1,0 +1,38 @@
+// The dot kernels with ARM's products of bytes.
+#include "dot.h"
+
+#if defined(__aarch64__)
+#pragma GCC target("+dotprod")
+#include <arm_neon.h>
+
+#include "variant.h"
+
+#define FASTGPT_DOT8(acc, w, x) \
+  reinterpret_cast<I>(vdotq_s32(reinterpret_cast<int32x4_t>(acc), reinterpret_cast<int8x16_t>(w), reinterpret_cast<int8x16_t>(x)))
+
+namespace fastgpt {
+namespace {
+
+#include "vector_portable.h"
+#include "dot_prepare.h"
+#include "dot_tiles.h"
+
+}  // namespace
+
+const DotKernels* DotKernelsNeonDot() {
+  static constexpr DotKernels kernels = {{
+      MakeKernel<Int8Int8, 5>(PrepareInt8),
+      MakeKernel<Int4Int8, 3>(PrepareInt4),
+      MakeKernel<F32F32, 5>(PrepareF32),
+      MakeKernel<Bf16F32, 5>(PrepareF32),
+      MakeKernel<Int8F32, 5>(PrepareF32),
+      MakeKernel<Int4F32, 3>(PrepareEvenOddF32),
+      {},
+  }};
+  return &kernels;
+}
+
+}  // namespace fastgpt
+#else
+const fastgpt::DotKernels* fastgpt::DotKernelsNeonDot() { return nullptr; }
+#endif
