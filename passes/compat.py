@@ -110,6 +110,12 @@ def bind(primitive: Primitive, operands: Sequence[Any], params: dict[str, Any]) 
     return list(out) if primitive.multiple_results else [out]
 
 
+def apply(primitive: Primitive, *operands: Any, **params: Any) -> Any:
+    """What `bind` does, with the results as the primitive itself gives them."""
+    out = bind(primitive, operands, params)
+    return out if primitive.multiple_results else out[0]
+
+
 def run_jaxpr(closed: Any, *args: Any) -> list[Any]:
     """Evaluates a closed jaxpr on arrays or tracers."""
     return jex.jaxpr_as_fun(closed)(*args)

@@ -12,6 +12,7 @@ dtypes than its own, so it is validated in those, on an instance of its size cla
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,16 +123,18 @@ def make_implementation(op: Any, name: str, implement: Callable[..., Any]) -> An
 
 
 def make_native_implementation(op: Any, name: str, call: Callable[..., Any]) -> Any:
-    """As `make_implementation`, for `call(*operands, **params)` in native code: its meaning stays that of `op`."""
+    """As `make_implementation`, for `call(*operands, **params)` in native code: its meaning stays that of `op`.
+
+    Args:
+      op: An operation of ours, or of JAX.
+    """
     full_name = f"{op.name}.{name}"
 
     def run(*operands: Any, **params: Any) -> Any:
         with jax.named_scope(full_name):
             return call(*operands, **params)
 
-    meaning = compat.meaning_of(op)
-    if meaning is None:
-        raise ValueError(f"{op} is no operation of ours: it has no meaning to stand for")
+    meaning = compat.meaning_of(op) or functools.partial(compat.apply, op)
 
     def abstract(*operands: Any, **params: Any) -> Any:
         types = compat.infer_types(op, operands, params)

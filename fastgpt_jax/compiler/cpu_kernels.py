@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax import lax
 
-from fastgpt_jax.kernels.cpu import library, pointwise
+from fastgpt_jax.kernels.cpu import dot, library, pointwise, topk
 from passes.graph import Op
 from passes.ops.gated import gated_p
 from passes.ops.norms import layer_norm_p, rms_norm_p
@@ -20,14 +21,9 @@ from passes.ops.quantized_dot import quantized_dot_p
 from passes.ops.residual_norm import add_layer_norm_p, add_rms_norm_p
 from passes.ops.rope import rope_p
 from passes.ops.weight_dot import weight_dot_p
-from passes.quantization.packing import Packing
+from passes.quantization.packing import XLA
 from passes.quantization.schemes import Scheme
 from passes.select import Candidate, Instance, Target, make_native_implementation
-
-try:
-    from fastgpt_jax.kernels.cpu import dot
-except ImportError:
-    dot = None
 
 NAME = "cpu"
 PLATFORM = "cpu"
@@ -46,8 +42,6 @@ def refusal(target: Target) -> str | None:
         return f"the native kernels run on {PLATFORM}, and this is for {target.platform}"
     if target.num_devices > 1:
         return f"the native kernels know one device, and {target.num_devices} share the work"
-    if dot is None:
-        return "no dot yet"
     return library.unusable_reason()
 
 
@@ -66,7 +60,7 @@ def refuses_rows(target: Target, x: Any, rows: Any) -> str | None:
         return reason
     if len(rows.shape) != 2:
         return f"kernels take one matrix, and there are {math.prod(rows.shape[:-2])}"
-    return dot.weight_dot_refusal(x.shape[-1], rows.shape[0], x.dtype, rows.dtype)
+    return dot.weight_dot_refusal(rows.shape[1], rows.shape[0], x.dtype, rows.dtype)
 
 
 def _weight_dot(x: Any, rows: Any, *, preferred_element_type: Any, **_: Any) -> list[Any]:
@@ -75,14 +69,16 @@ def _weight_dot(x: Any, rows: Any, *, preferred_element_type: Any, **_: Any) -> 
 
 def _weight_dot_declines(op: Op, target: Target) -> str | None:
     x, rows = op.operands
-    return refuses_rows(target, x.aval, rows.aval)
+    if op.params["num_batch"]:
+        return "kernels take one matrix, and this has several"
+    return refuses_rows(target, x, rows) or pointwise.refusal(op.result.dtype)
 
 
 def _quantized_dot(
     x: Any, qvalue: Any, scale: Any, *_: Any, scheme: Scheme, preferred_element_type: Any, **__: Any
 ) -> list[Any]:
     how = {"activation": scheme.activation, "out_dtype": preferred_element_type}
-    if scheme.bits == 4:
+    if scheme.group_size is not None:
         return [dot.int4_dot(x, qvalue, scale, group_size=scheme.group_size, **how)]
     return [dot.int8_dot(x, qvalue, scale, **how)]
 
@@ -92,16 +88,15 @@ def _quantized_dot_declines(op: Op, target: Target) -> str | None:
         return reason
     x, qvalue, scale = op.operands[:3]
     scheme: Scheme = op.params["scheme"]
-    packing: Packing = op.params["packing"]
     if op.params["num_batch"]:
         return "kernels take one matrix, and this has several"
-    if packing.name != "xla":
-        return f"weights are packed for {packing.name}"
+    if op.params["packing"] is not XLA:
+        return f"weights are packed for {op.params['packing'].name}"
     if len(op.operands) > 3:
         return "its float weights are kept for gradients"
-    if not scheme.dtype.startswith("int"):
-        return f"kernels take int8 and int4, and this is {scheme.dtype}"
-    if scheme.bits == 4:
+    if reason := pointwise.refusal(op.result.dtype):
+        return reason
+    if scheme.group_size is not None:
         return dot.int4_dot_refusal(x, qvalue, scale, group_size=scheme.group_size, activation=scheme.activation)
     return dot.int8_dot_refusal(x, qvalue, scale, activation=scheme.activation)
 
@@ -158,7 +153,32 @@ def _rope(x: Any, cos: Any, sin: Any, **how: Any) -> Any:
 
 def _rows_budget(op: Op) -> float:
     """An activation in bfloat16 rounds at every step of its spelling, and a kernel once."""
-    return max(BUDGET[str(v.dtype)] for v in (*op.operands, *op.results))
+    return max(BUDGET.get(str(v.dtype), 0.0) for v in (*op.operands, *op.results))
+
+
+# --------------------------------------------------------------------------------------- sampling
+MOST_SORTED = 256
+"""Numbers of a row that the kernel is asked for at most; XLA's own sort is as good for more."""
+
+
+def _top_k(x: Any, *, k: int, **_: Any) -> list[Any]:
+    return list(topk.top_k(x, k))
+
+
+def _top_k_declines(op: Op, target: Target) -> str | None:
+    if reason := refusal(target):
+        return reason
+    x, k = op.operands[0], op.params["k"]
+    if op.params.get("axis", -1) not in (-1, x.aval.ndim - 1):
+        return "it orders the last axis, and this is another"
+    if not 1 <= k <= MOST_SORTED:
+        return f"it finds up to {MOST_SORTED} numbers of a row, and {k} are wanted"
+    return topk.top_k_refusal(x)
+
+
+def _few_rows(op: Op) -> Instance:
+    x = op.operands[0]
+    return Instance([jax.ShapeDtypeStruct((*(min(n, 3) for n in x.shape[:-1]), x.shape[-1]), x.dtype)], op.params)
 
 
 def candidate(
@@ -190,3 +210,4 @@ ROWS = {
         (rope_p, _rope),
     )
 }
+TOP_K = candidate(lax.top_k_p, _top_k, _top_k_declines, _few_rows, _rows_budget)

@@ -26,10 +26,11 @@ TABLE: Table = MappingProxyType(
         "paged_attention": (cpu_attention.PAGED_ATTENTION, Candidate(PLAIN)),
         "weight_dot": (cpu_kernels.WEIGHT_DOT, Candidate(PLAIN)),
         "quantized_dot": (cpu_kernels.QUANTIZED_DOT, Candidate(PLAIN)),
+        "top_k": (cpu_kernels.TOP_K, Candidate(PLAIN)),
         **{name: (native, Candidate(PLAIN)) for name, native in cpu_kernels.ROWS.items()},
     }
 )
-"""Every other operation of ours has one implementation: its meaning."""
+"""Every other operation has one implementation: its meaning."""
 
 
 def _leave(graph: Graph, counter: Any = None) -> PassResult:
