@@ -122,8 +122,10 @@ class FakeWorker:
     def ask(self, command, **arguments):
         self.log.append((self.name, command))
         found = self.seconds[command]
-        if found is None:
+        if found is None or (found == "once" and arguments["seed"] >= 100):
             raise EngineFailed("cannot")
+        if found == "once":
+            return {"seconds": 1.0}
         return {"seconds": found}
 
     def close(self):
@@ -162,9 +164,11 @@ def test_engines_take_turns_and_another_begins_each_round():
 
 
 def test_an_engine_that_cannot_do_a_measure_is_out_of_it_alone():
-    rows, _, _ = run_field({"a": [{"decode": 1.0, "prefill": None}], "b": [{"decode": 1.0, "prefill": 2.0}]})
+    even = {"decode": 1.0, "prefill": 2.0}
+    rows, _, _ = run_field({"a": [{**even, "prefill": None}], "b": [even], "c": [{**even, "prefill": "once"}]})
     timed = {(row["contestant"], row["measure"]) for row in rows if row["row"] == "time"}
-    assert timed == {("a", "decode 1"), ("b", "decode 1"), ("b", "prefill 512")}
+    assert timed == {("a", "decode 1"), ("b", "decode 1"), ("b", "prefill 512"), ("c", "decode 1")}
+    assert [row["contestant"] for row in rows if row["row"] == "failed"] == ["a", "c"]
 
 
 def test_the_bare_step_is_asked_of_ours_alone():
