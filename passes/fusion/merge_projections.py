@@ -73,9 +73,9 @@ class _Projection:
 
     @property
     def likeness(self) -> Any:
-        """Equal for those that can be one product."""
+        """Equal for those that can be one product; into how many dimensions a weight lays its columns is no matter."""
         p = self.op.params
-        kinds = (self.weight.dtype, len(self.weight.shape), str(p["precision"]), self.op.result.dtype)
+        kinds = (self.weight.dtype, str(p["precision"]), self.op.result.dtype)
         return self.activation, self.contracted[0], kinds, str(p["preferred_element_type"])
 
 

@@ -34,6 +34,8 @@ HITS = {
     "gpt2": LEARNED | {"residual_norm": 2 * LAYERS + 1, "merge_projections": LAYERS},
     "bloom": LEARNED | {"layer_norm": 2 * LAYERS + 2, "residual_norm": 2 * LAYERS},
 }
+NARROWED = {"mistral": 2, "phi3": 2, "gemma2": 1, "gemma3": 1}
+"""Layers with windows, of which a decode step reads few rows."""
 ZOO = "mha fused_qkv gqa_grouped mla_rope rope_half rope_interleaved rope_partial scan_layers bfloat16 linen nnx mamba"
 
 
@@ -56,7 +58,8 @@ def test_decode_steps_of_families(name):
     """Through the compiler's own pipeline, on the step before it is divided by binding time."""
     config = fastgpt_jax.CompileConfig(max_model_len=16, pipeline="fuse")
     traced = fastgpt_jax.compile(make_model(name), None, config).trace(EntryPointKey(2, 2, "greedy", False))
-    assert hits(traced.passes) == HITS[name]
+    narrowed = {"narrow_reads": NARROWED[name]} if name in NARROWED else {}
+    assert hits(traced.passes) == HITS[name] | narrowed
     assert all(v.status == "valid" for s in traced.passes for v in s.validations)
 
 
@@ -76,8 +79,8 @@ def test_zoo_models_compute_the_same(name):
     graph, arguments = zoo_graph(model)
     simplify(graph)  # by itself, since constants that it folds are rounded to float32
     row = measure(name, graph, arguments)
-    assert row.invalid == 0 and row.error < 1e-9
-    assert row.passes[-1][-1] < row.ops
+    assert row.invalid == row.bits == 0 and all(p.error < 1e-9 and p.again == 0 for p in row.passes)
+    assert row.passes[-1].left < row.ops
 
 
 @pytest.mark.slow
