@@ -1,6 +1,6 @@
 """Runs `canonicalize`, `cse` and `dce` until none of them changes anything: each uncovers work for the others.
 
-Matches and does not match: what the three do. Numerics: exact.
+Matches: what the three do. Does not match: what they do not. Must run after: nothing. Numerics: exact.
 """
 
 from __future__ import annotations

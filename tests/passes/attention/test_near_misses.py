@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from passes.attention.rewrite import attention
+from passes.attention.simplify_mask import decompose
 from passes.graph import Graph
+from passes.masks import All, Offset
 from passes.reader import trace
+from passes.replay import evaluate
 from passes.simplify import simplify
 from tests.passes.attention.checking import assert_found, count
 
@@ -162,6 +165,7 @@ def test_a_near_miss_says_why_and_where():
     assert "test_near_misses.py" in str(remark.source)
 
 
+_CAUSAL = jnp.tril(jnp.ones((4, 4), bool))
 STRANGE = {
     "keys of another sequence": lambda q, k, v: _weigh(softmax(_scores(q, k.swapaxes(0, 1)), axis=-1), v),
     "keys in reverse": lambda q, k, v: _weigh(softmax(_scores(q, k[:, :, ::-1]), axis=-1), v),
@@ -190,6 +194,37 @@ STRANGE = {
 @pytest.mark.parametrize("name", STRANGE)
 def test_strange_attention_keeps_its_meaning(name):
     assert_found(name, STRANGE[name], _operands(*[(4, 4, 4, 4)] * 3))
+
+
+PLAIN = {
+    "turned mask": (
+        lambda q, k, v: _weigh(softmax(jnp.where(_CAUSAL, _scores(q, k), -1e9), axis=-1), v),
+        Offset(None, -3),
+    ),
+    "mask of keys by queries": (
+        lambda q, k, v: _weigh(softmax(jnp.where(_CAUSAL, _scores(q, k), -jnp.inf), axis=-1), v),
+        Offset(None, 0),
+    ),
+    "keys of another sequence": (lambda q, k, v: _weigh(softmax(_scores(q, k), axis=-1), v), All()),
+    "batches rolled": (lambda q, k, v: _weigh(softmax(_scores(q, k), axis=-1), v), All()),
+    "values of another head": (lambda q, k, v: _weigh(softmax(_scores(q, k), axis=-1), v), All()),
+}
+"""What they would be taken for by a reader who overlooks the twist, and the mask that they have."""
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_what_is_nearly_ordinary_attention_is_not_taken_for_it(name):
+    """Its rewrite computes what it computed, which is far from what the ordinary spelling gives."""
+    args = _operands(*[(4, 4, 4, 4)] * 3)
+    after = assert_found(name, STRANGE[name], args)
+    plain, mask = PLAIN[name]
+    (found,) = evaluate(after, args)
+    ordinary = np.asarray(jax.jit(plain)(*args))
+    assert np.abs(np.asarray(found) - np.asarray(jax.jit(STRANGE[name])(*args))).max() < 1e-5
+    assert np.abs(np.asarray(found) - ordinary).max() > 0.1
+    (op,) = [op for op in after.ops if op.name == "attention"]
+    form = decompose(op.params["score"])
+    assert form is not None and form.mask == mask
 
 
 def test_keys_permuted_across_the_batch_by_a_gather_stay_so():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import passes
 from fastgpt_jax.compiler.compile import compile as compile_model
 from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.engine.llm import LLM
@@ -85,8 +86,14 @@ def masks(graph):
     return [(heads, form.mask) for heads, form in forms if form is not None]
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    "name, batch",
+    [
+        ("a selection", 1),
+        ("a constant array", 2),
+        *(pytest.param(name, batch, marks=pytest.mark.slow) for name in RULES for batch in (1, 2)),
+    ],
+)
 def test_heads_with_masks_of_their_own_become_operations_of_their_own(name, batch):
     rule, expected = RULES[name]
     fn, args = lambda *args: attend(rule, *args), operands(batch)
@@ -99,6 +106,14 @@ def test_heads_with_masks_of_their_own_become_operations_of_their_own(name, batc
     (rewrite,) = result.rewrites
     assert validate(rewrite.before, rewrite.after, rewrite.numerics).status == "valid"
     assert per_head(graph).matched == 0
+
+
+def test_gradients_flow_through_the_pieces():
+    args = operands()
+    fn = lambda *args: attend(narrow_heads, *args)
+    pieces = passes.apply(fn, "simplify,attention,per_head", options=PassOptions(is_validating=False))
+    grads = [jax.jit(jax.grad(lambda *x, fn=fn: jnp.sum(jnp.sin(fn(*x))), (0, 1, 2, 3)))(*args) for fn in (fn, pieces)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *grads)
 
 
 def test_masks_of_all_heads_alike_are_left_alone():
