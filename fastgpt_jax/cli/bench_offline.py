@@ -66,7 +66,7 @@ def execute(options: Options) -> int:
         print(f"{'warm-up' if not index else f'run {index}'}: {row['output_tokens_per_s']:.1f} tok/s", file=sys.stderr)
         rows.append(row)
     rows = rows[1:]
-    names = ("seconds", "requests_per_s", "prompt_tokens_per_s", "output_tokens_per_s")
+    names = ("seconds", "requests_per_s", "prompt_tokens_per_s", "output_tokens_per_s", "step_ms", "idle_ms_per_step")
     print(format_spread(rows, names))
     append_jsonl(options.jsonl, rows)
     return 0
@@ -75,13 +75,19 @@ def execute(options: Options) -> int:
 def _run(llm: LLM, requests: Sequence[Asked]) -> dict[str, float]:
     params = [SamplingParams(temperature=0, max_tokens=r.max_tokens, ignore_eos=True) for r in requests]
     prompts = [list(r.prompt_ids) for r in requests]
+    before = llm.llm_engine.stats()
     start = time.perf_counter()
     outputs = llm.generate(prompt_token_ids=prompts, sampling_params=params, use_tqdm=False)
     seconds = time.perf_counter() - start
+    after = llm.llm_engine.stats()
+    num_steps = after.num_steps - before.num_steps
+    idle_s, busy_s = after.idle_gap_s - before.idle_gap_s, after.device_time_s - before.device_time_s
     num_output = sum(len(output.outputs[0].token_ids) for output in outputs)
     return {
         "seconds": seconds,
         "requests_per_s": len(outputs) / seconds,
         "prompt_tokens_per_s": sum(map(len, prompts)) / seconds,
         "output_tokens_per_s": num_output / seconds,
+        "step_ms": 1e3 * busy_s / num_steps,
+        "idle_ms_per_step": 1e3 * idle_s / num_steps,
     }

@@ -11,9 +11,12 @@ from fastgpt_jax.bench.client import Client
 from fastgpt_jax.bench.load import closed_loop, open_loop
 from fastgpt_jax.bench.record import Objective, Record, summarize
 from fastgpt_jax.bench.workload import Lengths, Workload, replay
+from fastgpt_jax.cli import bench_offline
 from fastgpt_jax.cli.bench import main
 from fastgpt_jax.cli.bench_rows import format_spread
+from fastgpt_jax.engine.llm import LLM
 from fastgpt_jax.errors import UserError
+from tests.engine.fake import FakeCompiled
 
 
 def a_workload(**changes):
@@ -153,6 +156,18 @@ def server():
     yield f"http://127.0.0.1:{found.server_port}"
     found.shutdown()
     found.server_close()
+
+
+def test_an_engine_tells_its_throughput_and_how_long_the_device_waited(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_offline, "is_artifact", lambda model: True)
+    monkeypatch.setattr(bench_offline, "LLM", lambda model: LLM(FakeCompiled(is_fast=True)))
+    flags = ["offline", "--model", "m", "--runs", "2", "--num_requests", "5", "--vocab_size", "30"]
+    flags += ["--prompt_len", "3-9", "--output_len", "4", "--jsonl", str(tmp_path / "rows.jsonl")]
+    assert main(flags) == 0
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [round(row["output_tokens_per_s"] * row["seconds"]) for row in rows] == [20, 20]
+    assert all(row["step_ms"] > 0 and row["idle_ms_per_step"] >= 0 for row in rows)
+    assert "idle_ms_per_step" in capsys.readouterr().out
 
 
 def test_a_sweep_gives_a_table_a_line_a_level_and_a_picture(server, tmp_path, capsys):
