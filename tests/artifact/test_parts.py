@@ -128,6 +128,14 @@ def test_an_environment_with_more_is_no_mismatch():
     assert len(more.mismatches(HERE)) == 2
 
 
+def test_code_that_calls_native_kernels_needs_them():
+    made = dataclasses.replace(HERE, cpu_kernels="1")
+    assert made.mismatches(made) == () and HERE.mismatches(made) == ()
+    assert made.mismatches(HERE) == ("cpu_kernels cannot be used here, the artifact was made with version 1",)
+    (found,) = made.mismatches(dataclasses.replace(HERE, cpu_kernels="2"))
+    assert found.startswith("cpu_kernels are version 2")
+
+
 def test_cpu_features_are_those_that_code_can_ask_for(tmp_path):
     path = tmp_path / "cpuinfo"
     path.write_text("processor: 0\nflags\t\t: fpu sse4_2 avx2 ibpb avx512_vnni hypervisor\n")
