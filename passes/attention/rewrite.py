@@ -11,6 +11,7 @@ Must run after: `simplify`. Numerics: reassociates.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,12 +89,13 @@ def _rewrite_at(editor: Editor, op: Op, counter: RewriteCounter) -> Rewrite:
         return layout, lifting, score_expression(found, core, lifting)
 
     layout, lifting, score = lifted()
-    if layout.batch and not layout.kv_heads:
-        other = lifted(has_head_rule=True)
-        if counts_requests(score) or len(other[1].leaves) < len(lifting.leaves):
-            layout, lifting, score = other
-    if layout.queries and is_at_one_position(score):
-        layout, lifting, score = lifted(is_one_position=True, has_head_rule=bool(layout.kv_heads))
+    with contextlib.suppress(NoMatch):  # what the scores say of the axes may be no better
+        if layout.batch and not layout.kv_heads:
+            other = lifted(has_head_rule=True)
+            if counts_requests(score) or len(other[1].leaves) < len(lifting.leaves):
+                layout, lifting, score = other
+        if layout.queries and is_at_one_position(score):
+            layout, lifting, score = lifted(is_one_position=True, has_head_rule=bool(layout.kv_heads))
     leaves = [_Operand(view, view.value.dtype) for view in lifting.leaves]
     everything = [*queries, *keys, values, *leaves, *sinks]
     operands = list(dict.fromkeys(o.view.value for o in everything if o.view.value.const is None))
