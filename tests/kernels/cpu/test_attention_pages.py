@@ -44,6 +44,7 @@ STEPS = {
     "draft": Step((20, 50), T=6, mask=_DRAFT, page_size=8),
     "soft-cap and ALiBi": Step((20, 77), T=3, soft_cap=9.0, score=ALIBI, page_size=8),
     "bfloat16": Step((20, 77), N=8, K=1, H=64, E=64, dtype="bfloat16", page_size=16),
+    "bfloat16, three heads a KV head": Step((20, 300), N=6, K=2, H=34, E=96, dtype="bfloat16", page_size=16),
     "bfloat16 pools": Step((20, 77), T=5, N=8, K=2, H=24, E=40, pool="bfloat16", page_size=16),
     "int8 pools": Step((20, 77), N=8, K=2, H=64, E=64, pool="int8", page_size=16),
     "int8 pools, prefill": Step((20, 7), T=30, pool="int8", page_size=16, layers=(0,)),

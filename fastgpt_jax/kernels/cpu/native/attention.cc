@@ -266,6 +266,7 @@ void Attend(const AttentionCall& call, const AttentionKernels& kernels, const Po
 
 const AttentionKernels& CurrentAttentionKernels() {
 #if defined(__x86_64__)
+  if (CurrentIsa() >= Isa::kAvx512Bf16) return kAttentionAvx512Bf16;
   if (CurrentIsa() >= Isa::kAvx512Vnni) return kAttentionAvx512;
   if (CurrentIsa() >= Isa::kAvx2) return kAttentionAvx2;
 #endif

@@ -142,6 +142,98 @@ void FewMixOf(int rows, const float* weights, const float* const* values, Ahead&
   }
 }
 
+#if FASTGPT_BF16
+typedef int32_t TwoBf16 __attribute__((aligned(2), may_alias));
+
+FASTGPT_INLINE __m256bh RepeatPair(const char* from) {
+  return (__m256bh)_mm256_set1_epi32(*reinterpret_cast<const TwoBf16*>(from));
+}
+
+// Row r of eight rows of queries, `[width / 2, 8, 2]`.
+FASTGPT_INLINE void PackPairs(const float* row, int64_t width, int r, uint16_t* to) {
+  for (int64_t d = 0; d < width; ++d) to[d / 2 * 16 + r * 2 + d % 2] = ToBf16(row[d]);
+}
+
+void EightScoresOfPairs(const float* query, int64_t H, const char* const* rows, Ahead& ahead, int num_keys,
+                        float* scores) {
+  for (int i0 = 0; i0 < num_keys; i0 += 8) {
+    __m256 sums[8];
+    const char* row[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      sums[i] = _mm256_setzero_ps();
+      row[i] = rows[i0 + i];
+    }
+#pragma GCC unroll 2
+    for (int64_t d = 0; d < H / 2; ++d) {
+      const __m256bh q = (__m256bh)_mm256_loadu_ps(query + d * 8);
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) sums[i] = _mm256_dpbf16_ps(sums[i], q, RepeatPair(row[i] + d * 4));
+    }
+    ahead.Fetch();
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) _mm256_storeu_ps(scores + (i0 + i) * 8, sums[i]);
+  }
+}
+
+// Weights of two keys, as bfloat16 beside each other: `[num_keys / 2, 8]` pairs.
+void PairWeights(const float* weights, int num_keys, int32_t* pairs) {
+  const __m256i order = _mm256_setr_epi16(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+  for (int i = 0; i < num_keys; i += 2) {
+    const auto both = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(weights + i * 8));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + i * 4), _mm256_permutexvar_epi16(order, both));
+  }
+}
+
+// As FewMix, of values whose rows are put together by twos. Of each 32 numbers of `sum`, the first and the second half of
+// each 8 lie apart: `SortPairs` ends that, once a task.
+template <int kRows>
+void EightMixPairs(const int32_t* pairs, const char* const* values, int64_t e, Ahead& ahead, int num_keys, float* sum,
+                   int64_t Ep) {
+  __m512 sums[kRows][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    sums[r][0] = _mm512_loadu_ps(sum + r * Ep);
+    sums[r][1] = _mm512_loadu_ps(sum + r * Ep + 16);
+  }
+  for (int i = 0; i < num_keys; i += 2) {
+    if (e == 0 && i % 8 == 0) ahead.Fetch();
+    const __m512i a = _mm512_loadu_si512(values[i] + e * 2), b = _mm512_loadu_si512(values[i + 1] + e * 2);
+    const auto low = (__m512bh)_mm512_unpacklo_epi16(a, b), high = (__m512bh)_mm512_unpackhi_epi16(a, b);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const auto weight = (__m512bh)_mm512_set1_epi32(pairs[i * 4 + r]);
+      sums[r][0] = _mm512_dpbf16_ps(sums[r][0], weight, low);
+      sums[r][1] = _mm512_dpbf16_ps(sums[r][1], weight, high);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    _mm512_storeu_ps(sum + r * Ep, sums[r][0]);
+    _mm512_storeu_ps(sum + r * Ep + 16, sums[r][1]);
+  }
+}
+
+template <int kRows>
+void EightMixPairsOf(int rows, const int32_t* pairs, const char* const* values, Ahead& ahead, int num_keys, float* sum,
+                     int64_t Ep) {
+  if constexpr (kRows >= 1) {
+    if (rows != kRows) return EightMixPairsOf<kRows - 1>(rows, pairs, values, ahead, num_keys, sum, Ep);
+    for (int64_t e = 0; e < Ep; e += 32) EightMixPairs<kRows>(pairs, values, e, ahead, num_keys, sum + e, Ep);
+  }
+}
+
+FASTGPT_INLINE void SortPairs(float* sum, int64_t Ep) {
+  for (int64_t e = 0; e < Ep; e += 32) {
+    const __m512 low = _mm512_loadu_ps(sum + e), high = _mm512_loadu_ps(sum + e + 16);
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    _mm512_storeu_ps(sum + e, _mm512_permutex2var_ps(low, first, high));
+    const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    _mm512_storeu_ps(sum + e + 16, _mm512_permutex2var_ps(low, second, high));
+  }
+}
+#endif
+
 struct FewState {
   V top, total;  // Of the row of each lane; `total` is spread over the lanes of the row.
 };
@@ -225,7 +317,8 @@ V FewAdjust(const AttentionCall& call, const AttentionTask& task, const Block& b
   return Set((is_plain ? call.scale : 1.0f) * kLog2E);
 }
 
-template <int J>
+// `kPairs`: queries, keys and values are bfloat16, and meet two numbers at a time.
+template <int J, bool kPairs = false>
 void RunFew(const AttentionCall& call, const AttentionTask& task, const AttentionPart& part, float* scratch) {
   constexpr int P = 16 / J;
   const int64_t group = call.N / call.K, Hp = call.Hp(), Ep = call.Ep(), num_kv = task.kv1 - task.kv0;
@@ -252,6 +345,12 @@ void RunFew(const AttentionCall& call, const AttentionTask& task, const Attentio
     Store(states + kv * 32 + 16, Set(0));
     for (int r = 0; r < rows; ++r) {
       LoadQuery(call, (task.first + r / group) * call.N + (task.kv0 + kv) * group + r % group, row);
+#if FASTGPT_BF16
+      if constexpr (kPairs) {
+        PackPairs(row, Hp, r, reinterpret_cast<uint16_t*>(query + kv * Hp * P));
+        continue;
+      }
+#endif
       for (int64_t d = 0; d < Hp; ++d) {
         const int64_t at = kHalves<J> ? d * P + r : d / J * 16 + r * J + d % J;
         query[kv * Hp * P + at] = row[d];
@@ -278,8 +377,15 @@ void RunFew(const AttentionCall& call, const AttentionTask& task, const Attentio
     for (int64_t kv = 0; kv < num_kv; ++kv) {
       const int64_t head = task.kv0 + kv;
       FindRows(call, block, call.pool_k, head, call.H, zeros, lie);
-      AsFloats(call, block, lie, call.scale_k, head, call.H, Hp, k_in_place, staged_k, keys);
-      FewScores<J>(query + kv * Hp * P, H, keys, keys_ahead, block.num_keys, scores);
+#if FASTGPT_BF16
+      if constexpr (kPairs) {
+        EightScoresOfPairs(query + kv * Hp * P, call.H, lie.at, keys_ahead, block.num_keys, scores);
+      } else
+#endif
+      {
+        AsFloats(call, block, lie, call.scale_k, head, call.H, Hp, k_in_place, staged_k, keys);
+        FewScores<J>(query + kv * Hp * P, H, keys, keys_ahead, block.num_keys, scores);
+      }
       if (call.slopes != nullptr) {
         for (int r = 0; r < rows; ++r) {
           const int64_t at = task.first + r / group;
@@ -302,6 +408,14 @@ void RunFew(const AttentionCall& call, const AttentionTask& task, const Attentio
         for (int64_t e = 0; e < Ep; e += 16) Store(sum + r * Ep + e, Load(sum + r * Ep + e) * Set(shrinks[kLane<J>(r, 0)]));
       }
       FindRows(call, block, call.pool_v, head, call.E, zeros, lie);
+#if FASTGPT_BF16
+      if constexpr (kPairs) {
+        auto* pairs = reinterpret_cast<int32_t*>(staged_k);
+        PairWeights(scores, block.num_keys, pairs);
+        EightMixPairsOf<8>(rows, pairs, lie.at, values_ahead, block.num_keys, sum, Ep);
+        continue;
+      }
+#endif
       AsFloats(call, block, lie, call.scale_v, head, call.E, Ep, v_in_place, staged_v, values);
       constexpr int kMost = P < 8 ? P : 8;
       FewMixOf<J, 0, kMost>(rows < 8 ? rows : 8, scores, values, values_ahead, block.num_keys, sum, Ep);
@@ -311,6 +425,9 @@ void RunFew(const AttentionCall& call, const AttentionTask& task, const Attentio
   }
   for (int64_t kv = 0; kv < num_kv; ++kv) {
     for (int r = 0; r < rows; ++r) {
+#if FASTGPT_BF16
+      if constexpr (kPairs) SortPairs(part.sum + (kv * part.rows + r) * Ep, Ep);
+#endif
       float total = 0;
       for (int j = 0; j < J; ++j) total += states[kv * 32 + 16 + kLane<J>(r, j)];
       part.top[kv * part.rows + r] = states[kv * 32 + kLane<J>(r, 0)];
@@ -326,6 +443,10 @@ FASTGPT_INLINE int64_t FewFloats(const AttentionCall& call, const AttentionTask&
 
 void RunFewRows(const AttentionCall& call, const AttentionTask& task, const AttentionPart& part, float* scratch) {
   const int64_t rows = task.num_queries * (call.N / call.K);
+#if FASTGPT_BF16
+  const bool is_bf16 = call.pool_type == Number::kBf16 && call.query_type == Number::kBf16;
+  if (is_bf16 && rows <= 8 && call.H % 2 == 0 && call.E % 32 == 0) return RunFew<2, true>(call, task, part, scratch);
+#endif
   if (rows == 1) return RunFew<16>(call, task, part, scratch);
   if (rows == 2) return RunFew<8>(call, task, part, scratch);
   if (rows <= 4) return RunFew<4>(call, task, part, scratch);

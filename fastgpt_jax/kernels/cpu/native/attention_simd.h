@@ -2,7 +2,8 @@
 //
 // Included by one file for each instruction set, after its target pragma; holds no inline function of the standard
 // library, and all of it has internal linkage, so that no other file can come to run instructions that were meant here.
-// The file says how wide its registers are by FASTGPT_WIDTH: before GCC 13 its pragma leaves __AVX512F__ undefined.
+// The file says how wide its registers are by FASTGPT_WIDTH, and whether they multiply bfloat16 by FASTGPT_BF16: before
+// GCC 13 its pragma leaves __AVX512F__ and the like undefined.
 #include <cstdint>
 
 #if FASTGPT_WIDTH > 4
