@@ -152,9 +152,9 @@ class EngineCore:
     def _turn(self) -> None:
         """Prepares a step while the oldest runs, takes what that brings, and starts the next."""
         self._see()
-        plan = self._plan()
+        plan = self._plan(self._in_flight[-1])
         self._see()
-        if plan is not None and (plan[0].is_independent or self._may_follow(plan[0])):
+        if plan is not None and (plan[0].is_independent or plan[0].follows):
             self._launch(plan)
             plan = None
         if not self._in_flight:  # the launch failed, and all begins anew
@@ -171,28 +171,30 @@ class EngineCore:
         if not self._in_flight:
             self._launch(self._plan())
 
-    def _may_follow(self, plan: Plan) -> bool:
-        """Whether a plan can be given to the device before the step under way is done."""
-        if not self._in_flight or not self._runner.follows(plan, self._in_flight[-1]):
-            return False
-        return not any(self._memory.keeps_carried(row.stop) for row in plan.rows)
-
     def _see(self) -> None:
         if self._in_flight:
             self._device_clock.see(self._in_flight[0].is_done, self._clock())
 
-    def _plan(self) -> tuple[Plan, Any] | None:
-        """Chooses the next step and lays it out."""
+    def _plan(self, under_way: InFlight | None = None) -> tuple[Plan, Any] | None:
+        """Chooses the next step and lays it out, after one under way if it can follow that."""
         admitted: list[Request] = []
         try:
             plan = self.scheduler.schedule(self._clock())
             admitted = self.scheduler.take_admitted()
             for request in admitted:
                 self._runner.admit(request)
+            if plan is not None and under_way is not None and not plan.is_independent:
+                plan = self._following(plan, under_way) or plan
             return None if plan is None else (plan, self._runner.prepare(plan))
         except Exception as error:
             self._recover(*self._blame(error, admitted or self.scheduler.take_admitted()))
             return None
+
+    def _following(self, plan: Plan, step: InFlight) -> Plan | None:
+        """A plan as it can follow a step; None where it must wait for what the step brings."""
+        if any(self._memory.keeps_carried(row.stop) for row in plan.rows):
+            return None
+        return self._runner.following(plan, step)
 
     def _blame(self, error: Exception, admitted: Sequence[Request]) -> tuple[Sequence[Request], Exception]:
         """Says whose error in planning it was, and what it was: pages are moved there, so it may be a failed step's.
@@ -213,7 +215,7 @@ class EngineCore:
         if plan is None:
             return
         try:
-            if self._in_flight and not plan[0].is_independent:
+            if plan[0].follows:
                 step = self._runner.dispatch_after(*plan, self._in_flight[-1])
             else:
                 self._constrain(plan[0])
@@ -247,7 +249,7 @@ class EngineCore:
 
     def _absorb(self, plan: Plan, fetched: Fetched) -> None:
         """Takes the results of a step."""
-        for index, (row, samples) in enumerate(zip(plan.rows, plan.samples, strict=True)):
+        for index, row, samples in plan.placed:
             request = row.request
             if request.is_finished:
                 continue

@@ -115,7 +115,7 @@ class Runner:
         tokens = np.zeros((num_rows, chunk_len), np.int32)
         targets = np.zeros((num_rows, chunk_len), np.int32)
         num_new, cache_len, slots = (np.zeros((num_rows,), np.int32) for _ in range(3))
-        for index, row in enumerate(plan.rows):
+        for index, row, _ in plan.placed:
             cache_len[index], num_new[index], slots[index] = row.start, row.num_new, row.request.held_slot
             _fill(tokens[index], row)
             if plan.is_scored:
@@ -130,20 +130,18 @@ class Runner:
             targets=targets.reshape(-1),
         )
 
-    def follows(self, plan: Plan, step: InFlight) -> bool:
-        """Whether a plan's tokens are those that a step under way draws, row by row, and nothing else is missing."""
-        before = step.plan
-        if plan.shape.chunk_len > 1 or plan.is_scored or plan.shape.num_rows != before.shape.num_rows:
-            return False
-        if len(plan.rows) > len(before.rows):
-            return False
-        return all(
-            row.request is drawn.request
-            and samples
-            and row.start == row.request.num_tokens
-            and row.request.draws_unseen
-            for row, drawn, samples in zip(plan.rows, before.rows, before.samples, strict=False)
-        )
+    def following(self, plan: Plan, step: InFlight) -> Plan | None:
+        """A plan with every row where a step under way draws its token; None where anything else is missing."""
+        if plan.shape.chunk_len > 1 or plan.is_scored or plan.shape.num_rows != step.plan.shape.num_rows:
+            return None
+        drawn = {id(row.request): place for place, row, samples in step.plan.placed if samples}
+        places = []
+        for row in plan.rows:
+            place = drawn.get(id(row.request))
+            if place is None or row.start != row.request.num_tokens or not row.request.draws_unseen:
+                return None
+            places.append(place)
+        return dataclasses.replace(plan, places=tuple(places))
 
     def dispatch_after(self, plan: Plan, inputs: StepInputs, step: InFlight) -> InFlight:
         """Gives a plan that follows a step to the device with the tokens that the step draws, whatever they are."""
@@ -153,7 +151,7 @@ class Runner:
         """Completes a step and gives it to the device; None where all that it was for has ended."""
         tokens = np.asarray(inputs.tokens).reshape(plan.shape.num_rows, -1)
         is_idle = True
-        for index, row in enumerate(plan.rows):
+        for index, row, _ in plan.placed:
             if row.request.is_finished:
                 inputs.num_new[index] = 0
                 continue
@@ -193,9 +191,9 @@ class Runner:
     def _sampled_slots(self, plan: Plan) -> list[int | None]:
         """The rows of the table; neutral ones for idle rows and for requests that take the most likely token."""
         slots: list[int | None] = [None] * plan.shape.num_rows
-        for index, row in enumerate(plan.rows):
+        for index, row, samples in plan.placed:
             request = row.request
-            if plan.samples[index] and request.needs_full_sampler and not request.is_finished:
+            if samples and request.needs_full_sampler and not request.is_finished:
                 slots[index] = request.slot
         return slots
 

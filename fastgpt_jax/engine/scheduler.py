@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import operator
+from collections.abc import Iterator
 from typing import Literal
 
 from fastgpt_jax.engine.cache_memory import CacheMemory
@@ -33,6 +34,7 @@ class Plan:
       samples: For each row whether it brings its request's next token.
       is_scored: Whether log-probabilities of prompts are wanted.
       is_independent: Whether all its tokens are known, whatever the steps under way bring.
+      places: Where each of `rows` lies among the rows of the step; empty for the first ones. The rest are idle.
     """
 
     shape: Shape
@@ -40,6 +42,17 @@ class Plan:
     samples: tuple[bool, ...]
     is_scored: bool
     is_independent: bool
+    places: tuple[int, ...] = ()
+
+    @property
+    def follows(self) -> bool:
+        """Whether its tokens are those that the step before it draws, each in the place of its row."""
+        return bool(self.places)
+
+    @property
+    def placed(self) -> Iterator[tuple[int, Row, bool]]:
+        """Each row with its place, and whether it brings its request's next token."""
+        return zip(self.places or range(len(self.rows)), self.rows, self.samples, strict=True)
 
     @property
     def requests(self) -> tuple[Request, ...]:

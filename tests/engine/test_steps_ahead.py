@@ -120,5 +120,17 @@ def test_draws_are_those_of_an_engine_that_looks_at_every_token(form, monkeypatc
         return done | finish(engine)
 
     found = run()
-    monkeypatch.setattr(Runner, "follows", lambda *_: False)
+    monkeypatch.setattr(Runner, "following", lambda *_: None)
     assert run() == found
+
+
+def test_rows_stay_where_they_are_when_others_end(monkeypatch):
+    engine = make_engine(decode_rows=())
+    seen = watch(engine, monkeypatch)
+    prompts = [BASE[:5], BASE[:4], BASE[:3]]
+    for name, prompt in enumerate(prompts):
+        engine.add_request(str(name), prompt, SamplingParams(temperature=0, max_tokens=4 + 4 * name))
+    done = finish(engine)
+    for name, prompt in enumerate(prompts):
+        assert done[str(name)][0][0] == continue_greedily(prompt, 4 + 4 * name)
+    assert len(seen) > 10 and "after" not in seen[-10:]
