@@ -13,12 +13,13 @@ TEST := $(VENV)/.installed-test-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: help demo test test-all check format clean
+.PHONY: help demo test test-all sanitize check format clean
 
 help:
 	@echo 'make demo      explain, compile and stream from the embedded model'
 	@echo 'make test      the tests without the slow ones'
 	@echo 'make test-all  all tests'
+	@echo 'make sanitize  the native kernels under AddressSanitizer and UBSan, and as ARM code under qemu-user'
 	@echo 'make check     format, lint, types, import contracts'
 	@echo 'make format    format and sort imports in place'
 	@echo 'PYTHON=, VENV= and CONSTRAINTS= choose the interpreter, the environment and the versions'
@@ -31,6 +32,9 @@ test: $(TEST)
 
 test-all: $(TEST)
 	$(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+
+sanitize: $(TEST)
+	$(VENV)/bin/python -m pytest -q -n 0 -rs tests/kernels/cpu/test_harness.py
 
 check: $(TEST) $(DEV)
 	$(VENV)/bin/ruff format --check .
