@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks.peers.worker import TEMPERATURE, TOP_K, make_prompt
 from fastgpt_jax.artifact.loading import load_artifact
 from fastgpt_jax.engine.llm import LLM
+from fastgpt_jax.kernels.cpu import library
 from fastgpt_jax.sampling.params import SamplingParams
 from fastgpt_jax.sampling.step_io import StepInputs
 
@@ -35,9 +36,10 @@ class Engine:
 
     def about(self) -> dict[str, Any]:
         manifest, layout = self._served.manifest, self._served.layout
+        called = f"interface {manifest.environment.cpu_kernels}" if manifest.environment.cpu_kernels else "none"
         return {
             "version": f"{version('fastgpt-jax')} on jax {jax.__version__}",
-            "build": f"native kernels, interface {manifest.environment.cpu_kernels or 'none'}",
+            "build": f"native kernels, {library.unusable_reason() or library.isa()}; the artifact calls {called}",
             "settings": {
                 **self._settings,
                 "artifact": self._folder.name,

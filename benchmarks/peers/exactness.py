@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fastgpt_jax.checkpoint import load_model
+from fastgpt_jax.checkpoint import LoadedModel, load_model
 from fastgpt_jax.compiler.compile import compile as compile_model
 from fastgpt_jax.compiler.config import CompileConfig
 from fastgpt_jax.compiler.quality import compare, log_probs, pad_windows, trace_logits
@@ -33,20 +33,20 @@ def compare_with_forward(
     reference = np.concatenate([np.asarray(forward(state, row[None])) for row in tokens])
     expected = np.take_along_axis(reference[:, :-1], tokens[:, 1:, None], -1)[..., 0]
     error = float(np.max(np.abs(expected - np.array(served))))
-    found = _distributions(source, tokens, build)
+    dtype = build.pop("dtype")
+    found = _distributions(exact if dtype == "float32" else load_model(source, dtype=dtype), tokens, build)
     (quality,) = compare(lambda *_: reference, [found], pad_windows(prompts, tokens.shape[1]), len(prompts))
     largest = float(np.max(np.abs(reference - np.asarray(found(tokens, np.full(len(tokens), tokens.shape[1]))))))
     return {"logprob_error": error, "largest_logprob_error": largest, **dataclasses.asdict(quality)}
 
 
-def _distributions(source: Path, tokens: np.ndarray, build: dict[str, Any]) -> Any:
+def _distributions(loaded: LoadedModel, tokens: np.ndarray, build: dict[str, Any]) -> Any:
     """The served step over whole texts, compiled here as the artifact was."""
     count, length = tokens.shape
-    dtype = build.pop("dtype")
     config = CompileConfig(
         max_model_len=length, max_num_seqs=count, pass_options=PassOptions(is_validating=False), **build
     )
-    compiled = compile_model(load_model(source, dtype=dtype), config=config)
+    compiled = compile_model(loaded, config=config)
     graph = trace_logits(compiled.program, compiled.store.paths, count, length)
     compiled.manager.run(graph)
     return log_probs(graph, compiled.leaves)
