@@ -21,7 +21,7 @@ from fastgpt_jax.cli.exit_codes import EXIT_USER_ERROR
 from fastgpt_jax.cli.findings import ArtifactCheck, Findings
 from fastgpt_jax.cli.machine import Machine, read_machine
 from fastgpt_jax.cli.packages import OPTIONAL, REQUIRED, Probed, probe_all, version_of
-from fastgpt_jax.cli.probe import DEVICES
+from fastgpt_jax.cli.probe import DEVICES, KERNELS
 from fastgpt_jax.cli.tables import format_bytes, format_seconds, format_table
 
 COMPILER = "fastgpt_jax.compiler.compile"
@@ -65,7 +65,7 @@ def execute(options: Options) -> int:
 def examine(artifact: str | None = None) -> Findings:
     """Looks at the machine and the installation, and at an artifact where one is named."""
     modules = {**REQUIRED, **{name: module for name, (module, _) in OPTIONAL.items()}}
-    found = probe_all([*REQUIRED.values(), DEVICES, COMPILER, *(module for module, _ in OPTIONAL.values())])
+    found = probe_all([*REQUIRED.values(), DEVICES, COMPILER, KERNELS, *(module for module, _ in OPTIONAL.values())])
     named = {name: dataclasses.replace(found[module], version=version_of(name)) for name, module in modules.items()}
     return Findings(
         platform.python_version(),
@@ -74,6 +74,7 @@ def examine(artifact: str | None = None) -> Findings:
         {name: named[name] for name in OPTIONAL},
         found[DEVICES],
         found[COMPILER],
+        found[KERNELS],
         read_machine(),
         None if artifact is None else _check(artifact, [found["jax"], found[DEVICES]]),
     )
@@ -102,7 +103,10 @@ def _as_text(findings: Findings) -> str:
         "optional": [(name, _describe(found), f"({OPTIONAL[name][1]})") for name, found in findings.extras.items()],
         "devices": _device_rows(findings.devices),
         "machine": _machine_rows(findings.machine),
-        "serving": [("compiler", _describe(findings.compiler, "usable")), ("kernels", "XLA only")],
+        "serving": [
+            ("compiler", _describe(findings.compiler, "usable")),
+            ("kernels", _describe_kernels(findings.kernels)),
+        ],
     }
     if findings.artifact is not None:
         sections[f"artifact {findings.artifact.path}"] = _artifact_rows(findings.artifact)
@@ -117,6 +121,10 @@ def _describe(found: Probed, usable: str = "usable") -> str:
         return "not installed"
     version = found.version or usable
     return version if found.error is None else f"{version}, broken: {found.error}"
+
+
+def _describe_kernels(found: Probed) -> str:
+    return f"native, {found.version}" if found.error is None else "XLA only"
 
 
 def _device_rows(devices: Probed) -> list[tuple[str, ...]]:
@@ -184,7 +192,7 @@ def _as_json(findings: Findings) -> dict[str, Any]:
         "devices": [dict(device) for device in findings.devices.devices],
         "machine": dataclasses.asdict(findings.machine),
         "compiler": {"is_usable": findings.compiler.is_usable, "error": findings.compiler.error},
-        "kernels": ["XLA"],
+        "kernels": ["XLA"] if findings.kernels.error is not None else ["XLA", f"native {findings.kernels.version}"],
         "artifact": None if findings.artifact is None else dataclasses.asdict(findings.artifact),
         "problems": findings.problems,
     }

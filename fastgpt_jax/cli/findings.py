@@ -42,6 +42,7 @@ class Findings:
       extras: The same for what is optional.
       devices: A probe with the devices, or why there are none.
       compiler: How importing the compiler went.
+      kernels: The native CPU kernels: the instructions they use, or why there are none.
     """
 
     python: str
@@ -50,6 +51,7 @@ class Findings:
     extras: Mapping[str, Probed]
     devices: Probed
     compiler: Probed
+    kernels: Probed
     machine: Machine
     artifact: ArtifactCheck | None = None
 
@@ -66,6 +68,8 @@ class Findings:
             problems.append(f"JAX finds no devices: {self.devices.error}")
         if self.compiler.error is not None:
             problems.append(f"the compiler cannot be imported: {self.compiler.error}")
+        if self.kernels.error is not None:
+            problems.append(f"quantized and bfloat16 models are many times slower on CPU: {self.kernels.error}")
         if self.artifact is not None and self.artifact.error is not None:
             problems.append(f"artifact: {self.artifact.error}")
         return problems

@@ -64,7 +64,7 @@ class Probed:
     """How an import went.
 
     Attributes:
-      version: Of the distribution; None where none is installed.
+      version: Of the distribution, or what the native kernels use; None where none is installed.
       error: Why it cannot be used, in one line; None where it can.
       is_missing: Whether it is not here at all.
       devices: What JAX found, for the probe of devices.
@@ -121,7 +121,7 @@ def _run_child(names: Sequence[str], timeout_s: float) -> tuple[list[Any], str]:
 
 
 def _read_line(line: Mapping[str, Any]) -> Probed:
-    return Probed(None, line.get("error"), line.get("is_missing", False), tuple(line.get("devices", ())))
+    return Probed(line.get("version"), line.get("error"), line.get("is_missing", False), tuple(line.get("devices", ())))
 
 
 def _describe_code(code: int) -> str:

@@ -3,7 +3,8 @@
     python probe.py jax torch :devices
 
 A line of JSON after each, on what was standard output, so that the parent knows which one took the process down.
-`:devices` asks JAX for its devices. Needs nothing but Python itself.
+`:devices` asks JAX for its devices, `:kernels` the native kernels for the instructions that they use. Needs nothing but
+Python itself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import warnings
 from typing import Any
 
 DEVICES = ":devices"
+KERNELS = ":kernels"
 
 
 def main(names: list[str]) -> None:
@@ -25,7 +27,7 @@ def main(names: list[str]) -> None:
     os.dup2(2, 1)  # what a module prints while it is imported is none of ours
     for name in names:
         try:
-            found = {"devices": list_devices()} if name == DEVICES else import_module(name)
+            found = PROBES[name]() if name in PROBES else import_module(name)
         except BaseException as error:  # broken native code raises whatever it likes
             found = {"error": describe(error)}
         print(json.dumps({"probe": name, **found}), file=lines, flush=True)
@@ -40,14 +42,26 @@ def import_module(name: str) -> dict[str, Any]:
     return {}
 
 
-def list_devices() -> list[dict[str, Any]]:
+def list_devices() -> dict[str, Any]:
     """The devices that JAX would serve from."""
     import jax  # noqa: PLC0415 - the script must start where there is no JAX
 
-    return [
+    devices = [
         {"platform": device.platform, "kind": device.device_kind, "memory_bytes": _memory_bytes(device)}
         for device in jax.devices()
     ]
+    return {"devices": devices}
+
+
+def describe_kernels() -> dict[str, Any]:
+    """The instructions that the native CPU kernels use here, or why there are none."""
+    from fastgpt_jax.kernels.cpu import library  # noqa: PLC0415 - it needs JAX
+
+    reason = library.unusable_reason()
+    return {"version": library.isa()} if reason is None else {"error": reason}
+
+
+PROBES = {DEVICES: list_devices, KERNELS: describe_kernels}
 
 
 def describe(error: BaseException) -> str:

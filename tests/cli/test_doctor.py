@@ -14,7 +14,8 @@ from fastgpt_jax.cli import artifact_check, doctor, packages
 from fastgpt_jax.cli.findings import ArtifactCheck
 from fastgpt_jax.cli.machine import read_machine
 from fastgpt_jax.cli.packages import OPTIONAL, REQUIRED, Probed, probe_all
-from fastgpt_jax.cli.probe import DEVICES
+from fastgpt_jax.cli.probe import DEVICES, KERNELS
+from fastgpt_jax.kernels.cpu import library
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,8 +82,27 @@ def test_the_report_says_what_is_broken_and_still_succeeds(probed, capsys):
     assert re.search(r"^  torch .*broken: ImportError: libtorch.so", out, re.MULTILINE)
     assert re.search(r"^  transformers +not installed", out, re.MULTILINE)
     assert re.search(r"^  tpu  TPU v5  x 4  16 GiB each$", out, re.MULTILINE)
-    assert re.search(r"^  kernels +XLA only$", out, re.MULTILINE)
     assert out.endswith("problems\n  torch: ImportError: libtorch.so\n")
+
+
+def test_the_report_says_what_missing_kernels_cost(probed, capsys):
+    probed(**{KERNELS: {"error": "they were not built"}})
+    assert doctor.main([]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^  kernels +XLA only$", out, re.MULTILINE)
+    assert out.endswith("quantized and bfloat16 models are many times slower on CPU: they were not built\n")
+
+
+def test_the_report_names_the_instructions_of_the_kernels(probed, capsys):
+    probed(**{KERNELS: {"version": "avx2"}})
+    assert doctor.main([]) == 0
+    assert re.search(r"^  kernels +native, avx2$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_kernels_are_those_of_the_library():
+    found = probe_all([KERNELS])[KERNELS]
+    reason = library.unusable_reason()
+    assert found.error == reason and (found.version == library.isa() if reason is None else not found.version)
 
 
 def test_a_missing_requirement_is_a_problem(probed, capsys):
