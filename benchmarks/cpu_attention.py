@@ -80,7 +80,9 @@ def make_flags() -> flags.FlagValues:
     flags.DEFINE_list("models", list(MODELS), f"Of {', '.join(MODELS)}.", flag_values=values)
     flags.DEFINE_list("contexts", ["128", "1024", "8192", "32768"], "Keys of a decoded token.", flag_values=values)
     flags.DEFINE_list("prefills", ["512", "2048"], "Tokens of a chunk of prefill.", flag_values=values)
-    flags.DEFINE_list("kv", ["float32"], "How rows are stored: float32, bfloat16, int8.", flag_values=values)
+    flags.DEFINE_list(
+        "kv", ["float32"], "How rows are stored: float32, bfloat16 with queries alike, int8.", flag_values=values
+    )
     flags.DEFINE_integer("runs", 15, "Times that each figure is taken.", lower_bound=1, flag_values=values)
     flags.DEFINE_bool("xla", True, "Also the path of XLA, for rows of float32.", flag_values=values)
     flags.DEFINE_bool("quick", False, "One model, contexts up to 8192, prefill of 512, 5 runs.", flag_values=values)
@@ -168,7 +170,8 @@ class Step:
         M = -(-n // PAGE_SIZE)
         self.pages = jnp.asarray(rng.permutation(M).astype(np.int32))[None]
         self.positions = jnp.arange(n - T, n, dtype=jnp.int32)[None]
-        self.query = jnp.asarray(rng.standard_normal((1, T, heads.num_query, heads.size)), jnp.float32)
+        queries = rng.standard_normal((1, T, heads.num_query, heads.size))
+        self.query = jnp.asarray(queries, "bfloat16" if kv == "bfloat16" else "float32")
         rows = jnp.asarray(rng.standard_normal((2, 1, T, heads.num_kv, heads.size)), jnp.float32)
         layer = rng.standard_normal((1, M, PAGE_SIZE, heads.num_kv, heads.size)).astype(np.float32)
         pools = [jnp.asarray(np.broadcast_to(x, (num_layers, *layer.shape[1:]))) for x in (layer, layer[:, ::-1])]
