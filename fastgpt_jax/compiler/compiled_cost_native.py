@@ -56,8 +56,8 @@ def _paged_traffic(operands: Sequence[Instruction], results: Sequence[Array], nu
     pools = results[1:]
     rest = [x.array for x in operands if x.array not in pools]
     num_requests, num_rows = operands[0].array.shape[0], operands[0].array.shape[1]
-    values = operands[6].array  # [*L, P, Z, K, E]
-    num_positions = max(1, math.prod(values.shape[:-2]))
+    keys, row = operands[5].array, operands[1].array.shape[2:]  # [*L, P, Z, *row] and K, H
+    num_positions = max(1, keys.size // math.prod(row))
     rows = [num_requests * nbytes(pool) // num_positions for pool in pools]
     read = sum(map(nbytes, rest)) + sum(row * num_keys for row in rows)
     return read, nbytes(results[0]) + sum(row * num_rows for row in rows)

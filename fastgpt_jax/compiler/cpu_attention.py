@@ -88,31 +88,27 @@ def _attend_pages(
     given = Operands.of(flat, num_layers=num_layers, num_leaves=num_leaves, has_scales=has_scales)
     (R, T, N, _H), K = given.query.shape, num_kv_heads
     form = form_of(score, T, num_keys, has_sinks=bool(given.sinks))
-    first = num_layers + 2
-    pools = [x.reshape(*x.shape[:first], K, -1) for x in (given.pool_k, given.pool_v)]
     rows = [x.reshape(R, T, K, -1) for x in (given.rows_k, given.rows_v)]
     scales = None
     if has_scales:
         pool_k, rows_k, pool_v, rows_v = given.scales
-        scale_rows = [x.reshape(R, T, K) for x in (rows_k, rows_v)]
-        scales = native.Scales(*scale_rows, *(x.reshape(*x.shape[:first], K) for x in (pool_k, pool_v)))
-    out, *after = native.paged_attention(
+        scales = native.Scales(rows_k.reshape(R, T, K), rows_v.reshape(R, T, K), pool_k, pool_v)
+    out, *pools = native.paged_attention(
         spec_of(form),
         given.query,
         rows[0],
         rows[1],
         given.positions,
         given.pages,
-        pools[0],
-        pools[1],
+        given.pool_k,
+        given.pool_v,
         given.layers,
         num_keys=num_keys,
         leaves=form.make_leaves((R, T, N, num_keys), given.leaves),
         sinks=jnp.broadcast_to(given.sinks[0].reshape(-1), (N,)) if given.sinks else None,
         scales=scales,
     )
-    as_given = (given.pool_k, given.pool_v, *given.scales[::2])
-    return [out.astype(out_dtype), *(x.reshape(old.shape) for x, old in zip(after, as_given, strict=True))]
+    return [out.astype(out_dtype), *pools]
 
 
 def _pages_decline(op: Op, target: Target) -> str | None:

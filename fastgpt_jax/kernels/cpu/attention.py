@@ -111,25 +111,30 @@ def paged_attention(
       rows_k: `[R, T, K, H]` in the dtype of the pools; `rows_v` is `[R, T, K, E]`.
       positions: Of the rows; a position is written once.
       pages: The pages of each request in order; entries past those it has may be any of the pool.
-      pool_k: `[*L, P, Z, K, H]`, float32, bfloat16, or int8 with scales; `pool_v` is `[*L, P, Z, K, E]`. Donated,
-        they are updated in place.
+      pool_k: `[*L, P, Z, *row]`, K H numbers a row, float32, bfloat16, or int8 with scales; `pool_v` has K E. Donated,
+        they are updated in place; another shape of the row might make XLA copy them.
       layers: Indices into the leading axes, i32 scalars.
       leaves: What mask and scores read, each with a leading axis of 1 or R.
-      scales: Of int8 pools: rows `[R, T, K]`, pools `[*L, P, Z, K]`.
+      scales: Of int8 pools: rows `[R, T, K]`, pools `[*L, P, Z, *]` with K numbers a row.
 
     Returns: `out [R, T, N, E]` in the dtype of the queries, the pools of keys and values, and with scales their pools.
 
     Raises:
       NotImplementedError: `paged_attention_refusal` declines.
     """
-    if reason := paged_attention_refusal(spec, query, pool_k, pool_v, num_keys=num_keys):
+    lead = pool_k.shape[: len(layers) + 2]
+    as_heads = [
+        jax.ShapeDtypeStruct((*lead, *rows.shape[2:]), pool.dtype)
+        for rows, pool in ((rows_k, pool_k), (rows_v, pool_v))
+    ]
+    if reason := paged_attention_refusal(spec, query, *as_heads, num_keys=num_keys):
         raise NotImplementedError(f"the native CPU kernel declines: {reason}")
     if (scales is not None) != (pool_k.dtype == jnp.int8):
         raise ValueError(f"scales come with int8 pools and with no other, got {pool_k.dtype}")
     R, T, N, _ = query.shape
-    told = _told(spec, leaves, sinks, _Sizes(R, T, N, pool_k.shape[-2], num_keys))
+    told = _told(spec, leaves, sinks, _Sizes(R, T, N, rows_k.shape[2], num_keys))
     first = [query, rows_k, rows_v, positions, pages, pool_k, pool_v, *(scales or ())]
-    results = [jax.ShapeDtypeStruct((R, T, N, pool_v.shape[-1]), query.dtype)]
+    results = [jax.ShapeDtypeStruct((R, T, N, rows_v.shape[-1]), query.dtype)]
     aliases = {}
     for pool in (5, 6) if scales is None else (5, 6, 9, 10):
         aliases[pool] = len(results)

@@ -1,6 +1,8 @@
 // Attention as targets of XLA: operands and attributes to an AttentionCall, after checks of every size it relies on.
 #include <algorithm>
 #include <cstring>
+#include <functional>
+#include <numeric>
 #include <vector>
 
 #include "attention_plan.h"
@@ -131,16 +133,27 @@ ffi::Error PagedAttention(ffi::ThreadPool threads, ffi::AnyBuffer query, ffi::An
   constexpr const char* kOp = "paged_attention";
   AttentionCall call{};
   if (const char* problem = ReadQuery(query, &call)) return Refuse(kOp, problem);
-  const auto k_dims = pool_k.dimensions(), v_dims = pool_v.dimensions(), page_dims = pages.dimensions();
-  if (num_layers < 0 || static_cast<int64_t>(k_dims.size()) != num_layers + 4 || k_dims.size() != v_dims.size() ||
-      !std::equal(k_dims.begin(), k_dims.end() - 1, v_dims.begin()) || k_dims.back() != call.H) {
-    return Refuse(kOp, "pools must be [*L, P, Z, K, H] and [*L, P, Z, K, E]");
+  const auto k_dims = pool_k.dimensions(), page_dims = pages.dimensions();
+  const auto rows_k_dims = rows_k.dimensions(), rows_v_dims = rows_v.dimensions();
+  if (rows_k_dims.size() != 4 || rows_v_dims.size() != 4) return Refuse(kOp, "rows must be [R, T, K, H] and [R, T, K, E]");
+  call.K = rows_k_dims[2], call.E = rows_v_dims[3];
+  if (num_layers < 0 || static_cast<int64_t>(k_dims.size()) < num_layers + 2) {
+    return Refuse(kOp, "pools must be [*L, P, Z, *row]");
+  }
+  const size_t num_leading = num_layers + 2;
+  // Whether a pool has slots of so many numbers, as many as the pool of keys: a row may be cut into axes in any way.
+  auto fits = [&](const ffi::AnyBuffer& pool, int64_t slot) {
+    const auto dims = pool.dimensions();
+    return dims.size() >= num_leading && std::equal(k_dims.begin(), k_dims.begin() + num_leading, dims.begin()) &&
+           std::accumulate(dims.begin() + num_leading, dims.end(), int64_t{1}, std::multiplies<>()) == slot;
+  };
+  if (!fits(pool_k, call.K * call.H) || !fits(pool_v, call.K * call.E)) {
+    return Refuse(kOp, "pools must be [*L, P, Z, *row] with rows of K H and K E numbers");
   }
   if (!NumberOf(pool_k.element_type(), &call.pool_type) || pool_v.element_type() != pool_k.element_type()) {
     return Refuse(kOp, "pools must both be float32, bfloat16 or int8");
   }
-  call.P = k_dims[num_layers], call.Z = k_dims[num_layers + 1], call.K = k_dims[num_layers + 2];
-  call.E = v_dims.back();
+  call.P = k_dims[num_layers], call.Z = k_dims[num_layers + 1];
   if (page_dims.size() != 2 || page_dims[0] != call.R) return Refuse(kOp, "pages must be [R, M]");
   call.M = page_dims[1], call.S = num_keys;
   call.pages = pages.typed_data();
@@ -158,7 +171,6 @@ ffi::Error PagedAttention(ffi::ThreadPool threads, ffi::AnyBuffer query, ffi::An
   const bool has_scales = call.pool_type == Number::kS8;
   if (!rest.Has((has_scales ? 4 : 0) + num_layers)) return Refuse(kOp, "operands are missing");
   if (rets.size() != (has_scales ? 2 : 0)) return Refuse(kOp, "results of scales come with int8 pools");
-  const std::vector<int64_t> scale_dims(k_dims.begin(), k_dims.end() - 1);
   struct Pair {
     ffi::AnyBuffer rows, pool, result;
     int64_t slot;  // Numbers of a slot.
@@ -169,8 +181,9 @@ ffi::Error PagedAttention(ffi::ThreadPool threads, ffi::AnyBuffer query, ffi::An
     for (int i = 0; i < 2; ++i) {
       auto result = rets.get<ffi::AnyBuffer>(i);
       pairs.push_back({rows[i], rest.Next(), **result, call.K});
-      if (!Is(pairs.back().rows, ffi::BF16, {call.R, call.T, call.K}) || !Is(pairs.back().pool, ffi::BF16, scale_dims)) {
-        return Refuse(kOp, "scales must be bfloat16 [R, T, K] and [*L, P, Z, K]");
+      if (!Is(pairs.back().rows, ffi::BF16, {call.R, call.T, call.K}) || !fits(pairs.back().pool, call.K) ||
+          pairs.back().pool.element_type() != ffi::BF16) {
+        return Refuse(kOp, "scales must be bfloat16, [R, T, K] of rows and [*L, P, Z, *] of pools, one a KV head");
       }
     }
   }
