@@ -7,7 +7,7 @@ PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 
 # A stamp carries the checksum of what it was installed from, so that a changed file installs again.
-KEY := $(shell cat pyproject.toml $(CONSTRAINTS) | cksum | cut -d' ' -f1)
+KEY := $(shell cat pyproject.toml setup.py fastgpt_jax/kernels/cpu/native/* $(CONSTRAINTS) | cksum | cut -d' ' -f1)
 BASE := $(VENV)/.installed-base-$(KEY)
 TEST := $(VENV)/.installed-test-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
