@@ -2,13 +2,14 @@
 #include "dot.h"
 
 #if defined(__aarch64__)
-#pragma GCC target("+dotprod")
+#pragma GCC target("arch=armv8.2-a+dotprod")
 #include <arm_neon.h>
 
 #include "variant.h"
 
-#define FASTGPT_DOT8(acc, w, x) \
-  reinterpret_cast<I>(vdotq_s32(reinterpret_cast<int32x4_t>(acc), reinterpret_cast<int8x16_t>(w), reinterpret_cast<int8x16_t>(x)))
+#define FASTGPT_DOT8(acc, w, x)                                                                      \
+  reinterpret_cast<I>(vdotq_s32(reinterpret_cast<int32x4_t>(acc), reinterpret_cast<int8x16_t>(w), \
+                                reinterpret_cast<int8x16_t>(x)))
 
 namespace fastgpt {
 namespace {
