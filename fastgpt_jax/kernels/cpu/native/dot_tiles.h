@@ -264,26 +264,41 @@ INLINE float FromBf16(uint16_t x) {
   return value;
 }
 
+typedef float F4 __attribute__((vector_size(16)));
+static_assert(kRowsPerTile == 4);
+
+// Sums become results: whole tiles four at a time, since this is what is left of short products.
 template <class Number>
 INLINE void Store(const DotCall& call, int64_t token, int64_t row, int num_rows, const Number* sums) {
-  float values[kRowsPerTile];
-  const Number offset = call.token_offset == nullptr ? 0 : static_cast<Number>(call.token_offset[token]);
-  const float token_scale = call.token_scale == nullptr ? 1.0f : call.token_scale[token];
-  for (int r = 0; r < kRowsPerTile; ++r) values[r] = static_cast<float>(sums[r] - offset) * token_scale;
+  typedef Number N4 __attribute__((vector_size(16)));
+  N4 whole;
+  __builtin_memcpy(&whole, sums, sizeof whole);
+  if (call.token_offset != nullptr) whole -= static_cast<Number>(call.token_offset[token]);
+  F4 values = __builtin_convertvector(whole, F4);
+  if (call.token_scale != nullptr) values *= call.token_scale[token];
   const int64_t at = token * call.num_rows + row;
-  for (int r = 0; r < num_rows; ++r) {
-    const float value = call.row_scale == nullptr ? values[r] : values[r] * call.row_scale[row + r];
-    if (call.is_out_bf16) {
-      static_cast<uint16_t*>(call.out)[at + r] = ToBf16(value);
-    } else {
-      static_cast<float*>(call.out)[at + r] = value;
-    }
+  if (call.row_scale != nullptr) {
+    F4 scales = {};
+    __builtin_memcpy(&scales, call.row_scale + row, num_rows == kRowsPerTile ? sizeof scales : num_rows * 4);
+    values *= scales;
   }
+  if (call.is_out_bf16) {
+    uint16_t* out = static_cast<uint16_t*>(call.out) + at;
+    for (int r = 0; r < num_rows; ++r) out[r] = ToBf16(values[r]);
+  } else {
+    __builtin_memcpy(static_cast<float*>(call.out) + at, &values, num_rows == kRowsPerTile ? sizeof values : num_rows * 4);
+  }
+}
+
+// Adds what earlier parts of the contracted axis came to.
+template <class Number>
+INLINE void AddKept(Number* sums, const Number* kept, int num_rows) {
+  for (int r = 0; r < num_rows; ++r) sums[r] += kept[r];
 }
 
 // ---- A block: all its tiles, the contracted axis in parts that fit the first level of cache ----
 
-constexpr int64_t kMaxDepthBytes = 3072;   // Of a weight row or token at a time, where there are many tokens.
+constexpr int64_t kMaxDepthBytes = 4096;   // Of a weight row or token at a time, where there are many tokens.
 constexpr int64_t kNearTokenBytes = 20480;  // Tokens that stay in the first level of cache beside four weight rows.
 
 // Rows past the block's last one are the last one again, and what they give is not stored.
@@ -333,9 +348,7 @@ void Run(const DotCall& call, const DotBlock& block) {
       for (int t = 0; t < size; ++t) {
         Number* sum = sums + t * kRowsPerTile;
         Number* kept = partial + t * num_rows + (row - block.row_begin);
-        if (!is_first) {
-          for (int r = 0; r < here; ++r) sum[r] += kept[r];
-        }
+        if (!is_first) AddKept(sum, kept, here);
         if (is_last) {
           Store(call, begin + t, row, here, sum);
         } else {
