@@ -20,9 +20,13 @@ bool IsFloat(ffi::DataType dtype) { return dtype == ffi::DataType::F32 || dtype 
 std::string Describe(const ffi::AnyBuffer& x, const ffi::AnyBuffer& weights, const ffi::AnyBuffer& out,
                      int64_t depth, DotCall* call) {
   const auto sizes = x.dimensions(), rows = weights.dimensions(), results = out.dimensions();
-  if (sizes.size() < 1 || rows.size() != 2) return "x [..., K] and weights [O, K] are needed, got " + ShapeOf(x) + " and " + ShapeOf(weights);
+  if (sizes.size() < 1 || rows.size() != 2) {
+    return "x [..., K] and weights [O, K] are needed, got " + ShapeOf(x) + " and " + ShapeOf(weights);
+  }
   if (sizes.back() != depth) return "x [..., " + std::to_string(depth) + "] is needed, got " + ShapeOf(x);
-  if (!IsFloat(x.element_type()) || !IsFloat(out.element_type())) return "x and the result must be float32 or bfloat16";
+  if (!IsFloat(x.element_type()) || !IsFloat(out.element_type())) {
+    return "x and the result must be float32 or bfloat16";
+  }
   call->num_tokens = 1;
   bool fits = results.size() == sizes.size() && results.back() == rows[0];
   for (size_t i = 0; fits && i + 1 < sizes.size(); ++i) {
@@ -49,7 +53,8 @@ ffi::Error Finish(const char* op, ffi::ThreadPool& threads, const DotCall& call)
   }
 }
 
-ffi::Error WeightDot(ffi::ThreadPool threads, ffi::AnyBuffer x, ffi::AnyBuffer weights, ffi::Result<ffi::AnyBuffer> out) {
+ffi::Error WeightDot(ffi::ThreadPool threads, ffi::AnyBuffer x, ffi::AnyBuffer weights,
+                     ffi::Result<ffi::AnyBuffer> out) {
   DotCall call{};
   const int64_t depth = weights.dimensions().size() == 2 ? weights.dimensions()[1] : -1;
   if (auto problem = Describe(x, weights, *out, depth, &call); !problem.empty()) return Refuse("weight_dot", problem);
@@ -83,7 +88,8 @@ ffi::Error Int4Dot(ffi::ThreadPool threads, ffi::AnyBuffer x, ffi::AnyBuffer wei
   const int64_t depth = x.dimensions().size() >= 1 ? x.dimensions().back() : -1;
   if (auto problem = Describe(x, weights, *out, depth, &call); !problem.empty()) return Refuse("int4_dot", problem);
   if (weights.element_type() != ffi::DataType::U8 || weights.dimensions()[1] != (depth + 1) / 2) {
-    return Refuse("int4_dot", "weights must be uint8 [O, " + std::to_string((depth + 1) / 2) + "], got " + ShapeOf(weights));
+    return Refuse("int4_dot",
+                  "weights must be uint8 [O, " + std::to_string((depth + 1) / 2) + "], got " + ShapeOf(weights));
   }
   if (group_size < 32 || group_size % 32 != 0) {
     return Refuse("int4_dot", "group_size must be a multiple of 32, got " + std::to_string(group_size));

@@ -286,7 +286,8 @@ INLINE void Store(const DotCall& call, int64_t token, int64_t row, int num_rows,
     uint16_t* out = static_cast<uint16_t*>(call.out) + at;
     for (int r = 0; r < num_rows; ++r) out[r] = ToBf16(values[r]);
   } else {
-    __builtin_memcpy(static_cast<float*>(call.out) + at, &values, num_rows == kRowsPerTile ? sizeof values : num_rows * 4);
+    float* out = static_cast<float*>(call.out) + at;
+    __builtin_memcpy(out, &values, num_rows == kRowsPerTile ? sizeof values : num_rows * 4);
   }
 }
 
