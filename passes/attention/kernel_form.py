@@ -100,9 +100,7 @@ def _biased(bias: Expression, leaves: list[Expression]) -> Biased:
     places: dict[Expression, Expression] = {}
     for node in walk(bias):
         if isinstance(node, Constant) and float(node.value) == -np.inf:
-            raise NoForm(
-                "the mask is a rule of heads, which per_head divides, or of requests, and none of positions"
-            )
+            raise NoForm("the mask is a rule of heads, which per_head divides, or of requests, and none of positions")
         if not isinstance(node, Leaf):
             continue
         way = _WAYS.get(frozenset(node.roles) - {"b"})
