@@ -8,12 +8,11 @@ from cached rows; rows of which heads are not the leading dimension; queries tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 
-from passes.attention.expression import Expression, Index, walk
 from passes.attention.kernel_form import NoForm, kernel_form
 from passes.attention.written_rows import sees_written_only
 from passes.dce import dce
@@ -74,12 +73,12 @@ def _rewrite(editor: Editor, op: Op, counter: RewriteCounter) -> list[Rewrite]:
     is_alike = len({_shared(read) for read in (*keys.reads, *values.reads)}) == 1
     if not is_alike or keys.lengths is not values.lengths or len(keys.reads) != len(values.reads):
         raise _Miss("keys and values are rows of different positions, pages or layers")
-    positions, (R, T, N, H) = keys.read.operands[2], query.shape
+    positions = keys.read.operands[2]
     num_new = positions.shape[1]
     if keys.dtype != values.dtype:
         raise _Miss(f"keys are {keys.dtype} and values {values.dtype}")
-    if T != num_new and (num_new != 1 or _reads_queries(op.params["score"], rest)):
-        raise _Miss(f"it has {T} queries and {num_new} new rows a request")
+    if query.shape[1] != num_new:
+        raise _Miss(f"it has {query.shape[1]} queries and {num_new} new rows a request")
     num_kv_heads, num_leaves = key.shape[2], op.params["num_leaves"]
     ways = {name: op.params[name] for name in ("score", "core_dtype", "weight_dtype", "out_dtype")}
     pools = [keys.read.operands[0], values.read.operands[0]]
@@ -100,26 +99,14 @@ def _rewrite(editor: Editor, op: Op, counter: RewriteCounter) -> list[Rewrite]:
         taken = [by_value[v] if v.const is None else jnp.asarray(v.const) for v in flat]
         counts = {"num_layers": len(keys.read.operands) - 4, "num_leaves": num_leaves}
         given = Operands.of(taken, has_scales=keys.scales is not None, **counts)
-        if T != num_new:  # heads that share keys came as queries of their own
-            sinks = [x.swapaxes(1, 2).reshape(x.shape[0], 1, -1) for x in given.sinks]
-            given = replace(given, query=given.query.swapaxes(1, 2).reshape(R, 1, T * N, H), sinks=sinks)
         sizes = {"num_keys": key.shape[1], "num_kv_heads": num_kv_heads, "row_dtype": keys.dtype}
-        out, *pools = paged_attention(given, sees_written_only=is_behind, **sizes, **ways)
-        if T != num_new:
-            out = out.reshape(R, N, T, out.shape[-1]).swapaxes(1, 2)
-        return [out, *pools]
+        return paged_attention(given, sees_written_only=is_behind, **sizes, **ways)
 
     rewrite = make_rewrite(ATTEND_PAGES, Numerics.REASSOCIATES, compute, operands, roots)
     if not counter.allows(ATTEND_PAGES, rewrite.source):
         return []
     editor.replace(rewrite, operands, roots)
     return [rewrite]
-
-
-def _reads_queries(score: Expression, arrays: list[Value]) -> bool:
-    """Whether scores depend on which query it is."""
-    by_index = any(isinstance(node, Index) and node.role in ("t", "n") for node in walk(score))
-    return by_index or any(leaf.shape[1] > 1 or (leaf.aval.ndim > 2 and leaf.shape[2] > 1) for leaf in arrays)
 
 
 def _cached(value: Value) -> _Cached:

@@ -20,6 +20,7 @@ from passes.numerics import Numerics
 from passes.ops.stored import stored
 from passes.ops.weight_dot import weight_dot
 from passes.patterns.driver import Editor, make_rewrite
+from passes.quantization.instances import make_instance
 from passes.quantization.replacements import product_in_rows
 from passes.quantization.sites import Site, find_sites
 from passes.quantization.views import Canonical
@@ -82,6 +83,20 @@ def _other_readers(editor: Editor, value: Value, static: set[Value], planned: se
 
 
 def _rewrite(editor: Editor, site: Site, canonical: Canonical) -> Rewrite:
+    """Rewrites one product; what is validated is the product by itself, with two rows of activations."""
+    before, after = make_instance(site.op, site.operand, _rewrite_alone)
+    _lay_out(editor, site, canonical)
+    return Rewrite(WEIGHT_ROWS, Numerics.REASSOCIATES, before, after, site.op.source)
+
+
+def _rewrite_alone(graph: Graph) -> None:
+    editor = Editor(graph)
+    for site in find_sites(graph):
+        _lay_out(editor, site, site.canonical())
+    editor.finish()
+
+
+def _lay_out(editor: Editor, site: Site, canonical: Canonical) -> None:
     fn, x = product_in_rows(site, weight_dot)
     root, dtype, lies_in_rows = site.view.root, site.weight.dtype, _is_in_rows(site, canonical)
 
@@ -90,4 +105,3 @@ def _rewrite(editor: Editor, site: Site, canonical: Canonical) -> Rewrite:
 
     rewrite = make_rewrite(WEIGHT_ROWS, Numerics.REASSOCIATES, compute, [x, root], [site.op.result])
     editor.replace(rewrite, [x, root], [site.op.result])
-    return rewrite

@@ -150,8 +150,8 @@ def _small_pages(op: Op) -> Instance:
     """Few requests that have just written their last rows, on pages of their own in turned order."""
     given, T = _operands(op), op.operands[0].shape[1]
     first, Z = len(given.layers) + 2, given.pool_k.shape[len(given.layers) + 1]
-    small = {"B": min(given.query.shape[0], SMALL_REQUESTS), "T": min(T, SMALL_QUERIES)}
-    small["S"] = max(min(op.params["num_keys"], SMALL_KEYS), small["T"])
+    num_keys = op.params["num_keys"]
+    small = {"B": SMALL_REQUESTS, "T": 1 if T == 1 else min(num_keys, SMALL_QUERIES), "S": min(num_keys, SMALL_KEYS)}
     pages_each, start = -(-small["S"] // Z), small["S"] - small["T"]
     num_pages = small["B"] * pages_each
 

@@ -102,9 +102,9 @@ def _quantized_dot_declines(op: Op, target: Target) -> str | None:
 
 
 def _small_product(op: Op) -> Instance:
-    """A product with few channels and rows; K stays, since it decides how sums are cut."""
+    """One row, or some, and few channels; K stays, since it decides how sums are cut."""
     x, *weights = op.operands
-    rows = min(SMALL_ROWS, math.prod(x.shape[:-1]))
+    rows = 1 if math.prod(x.shape[:-1]) == 1 else SMALL_ROWS
     small = [jax.ShapeDtypeStruct((rows, x.shape[-1]), x.dtype)]
     small += [jax.ShapeDtypeStruct((min(SMALL_CHANNELS, w.shape[0]), *w.shape[1:]), w.dtype) for w in weights]
     return Instance(small, op.params)
@@ -151,6 +151,15 @@ def _rope(x: Any, cos: Any, sin: Any, **how: Any) -> Any:
     return pointwise.rope(x, cos, sin, **how)
 
 
+def _few_rows(op: Op) -> Instance:
+    """Rows as they are, and three along each axis that has several: so steps of all sizes share a verdict."""
+    first, small = op.operands[0], list[Any]()
+    for v in op.operands:
+        lead = (min(n, 3) for n in v.shape[:-1]) if v.aval.ndim == first.aval.ndim else ()
+        small.append(jax.ShapeDtypeStruct((*lead, v.shape[-1]), v.dtype))
+    return Instance(small, op.params)
+
+
 def _rows_budget(op: Op) -> float:
     """An activation in bfloat16 rounds at every step of its spelling, and a kernel once."""
     return max(BUDGET.get(str(v.dtype), 0.0) for v in (*op.operands, *op.results))
@@ -176,23 +185,16 @@ def _top_k_declines(op: Op, target: Target) -> str | None:
     return topk.top_k_refusal(x)
 
 
-def _few_rows(op: Op) -> Instance:
-    x = op.operands[0]
-    return Instance([jax.ShapeDtypeStruct((*(min(n, 3) for n in x.shape[:-1]), x.shape[-1]), x.dtype)], op.params)
 
 
 def candidate(
     op: Any,
     call: Callable[..., Any],
     declines: Callable[[Op, Target], str | None],
-    shrink: Callable[[Op], Instance] | None,
+    shrink: Callable[[Op], Instance],
     budget: Callable[[Op], float],
 ) -> Candidate:
-    """A native implementation of `op`.
-
-    Args:
-      shrink: See `Candidate`; None where an operation is validated as it is.
-    """
+    """A native implementation of `op`."""
     primitive = make_native_implementation(op, NAME, call)
     return Candidate(NAME, primitive, declines, is_portable=False, budget=budget, shrink=shrink)
 
@@ -200,7 +202,7 @@ def candidate(
 WEIGHT_DOT = candidate(weight_dot_p, _weight_dot, _weight_dot_declines, _small_product, _budget)
 QUANTIZED_DOT = candidate(quantized_dot_p, _quantized_dot, _quantized_dot_declines, _small_product, _quantized_budget)
 ROWS = {
-    op.name: candidate(op, call, _floats_decline, None, _rows_budget)
+    op.name: candidate(op, call, _floats_decline, _few_rows, _rows_budget)
     for op, call in (
         (rms_norm_p, _rms_norm),
         (layer_norm_p, _layer_norm),

@@ -13,6 +13,7 @@ import pytest
 
 import passes
 from fastgpt_jax.compiler.kernel_choice import TABLE, target_passes
+from fastgpt_jax.kernels.cpu import library
 from passes.attention.rewrite import attention
 from passes.manager import PassManager
 from passes.numerics import Numerics
@@ -139,10 +140,16 @@ def chosen_for(num_queries, num_keys, batch=1):
     return choose(op, TABLE["attention"], CPU)[0].name
 
 
-def test_a_cpu_runs_long_prompts_in_blocks_and_single_rows_plainly():
+def test_a_cpu_without_native_kernels_runs_long_prompts_in_blocks_and_single_rows_plainly(monkeypatch):
+    monkeypatch.setattr(library, "unusable_reason", lambda: "no compiler was there")
     assert chosen_for(256, 1024) == "xla_blocked"
     assert chosen_for(1, 512) == PLAIN
     assert chosen_for(8, 16) == PLAIN
+
+
+@pytest.mark.skipif(library.unusable_reason() is not None, reason=str(library.unusable_reason()))
+def test_a_cpu_prefers_its_native_kernel():
+    assert {chosen_for(256, 1024), chosen_for(1, 512), chosen_for(8, 16)} == {"cpu"}
 
 
 def test_on_a_tpu_the_kernel_of_its_own_comes_first():
