@@ -31,6 +31,7 @@ PACKAGES = {
     "fastgpt_jax/artifact": "compiled programs on disk",
     "fastgpt_jax/kernels": "what runs in place of a meaning",
     "fastgpt_jax/kernels/attention": "attention",
+    "fastgpt_jax/kernels/cpu": "native kernels for CPUs",
     "fastgpt_jax/sampling": "from logits to a token",
     "fastgpt_jax/engine": "requests and steps",
     "fastgpt_jax/serving": "the server",

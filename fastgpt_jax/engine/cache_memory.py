@@ -172,7 +172,11 @@ class CacheMemory:
                     self.prefixes.name(keys[index], page)
             request.num_named = num_full
         if num_full * self.page_size == request.num_computed and self.keeps_carried(request.num_computed):
-            self._save_snapshot(request, request.page_keys(num_full)[-1])
+            key, page = request.page_keys(num_full)[-1], request.pages[num_full - 1]
+            if page is not None:
+                self.prefixes.name(key, page)  # another page had the name, and may have gone since
+            if None not in self.prefixes.find([key]):
+                self._save_snapshot(request, key)
 
     def free_dead_pages(self, request: Request) -> None:
         """Gives back the pages that no later step of a request reads; to be called when those before are under way."""

@@ -21,6 +21,7 @@ from fastgpt_jax.artifact.manifest import CorruptArtifact, read_manifest, write_
 from fastgpt_jax.artifact.staging import Staging
 from fastgpt_jax.artifact.verify import verify_artifact
 from fastgpt_jax.compiler.build import Event, build_artifact
+from fastgpt_jax.compiler.config import DEFAULT_PIPELINE
 from fastgpt_jax.engine.llm import LLM
 from fastgpt_jax.errors import UserError
 from tests.artifact.built import (
@@ -72,8 +73,8 @@ def test_every_entry_point_is_there_and_described(compiled, report):
     assert set(entries) == set(compiled.buckets.keys())
     decode = entries[EntryPointKey(2, 2, "greedy", False)]
     assert decode.flops > 0 and decode.nbytes > 0 and decode.program.peak_bytes > 0 and decode.program.seconds > 0
-    assert [p.name for p in decode.passes] == ["simplify", "attention", "select"] and decode.passes[0].matched > 0
-    assert all(": attention: runs as " in note for note in decode.passes[-1].notes) and decode.passes[-1].notes
+    assert [p.name for p in decode.passes] == DEFAULT_PIPELINE.split(",") and decode.passes[0].matched > 0
+    assert all(": runs as " in note for note in decode.passes[-1].notes) and decode.passes[-1].notes
     work = decode.program.work
     assert 0 < work.dot_flops <= decode.flops and 0 < work.nbytes < decode.nbytes and work.libraries
     names = [report.manifest.weights[i].name for i in decode.weights]

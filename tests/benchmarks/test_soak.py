@@ -11,7 +11,7 @@ FINE = {
     "exit_code": 0,
     "num_refused": 5,
     "p99_s": 1.9,
-    "slowest_full_queue_s": 1.0,
+    "full_queue_s": 1.0,
     "memory_growth": 0.009,
     "kv_cache_usage": 0.0,
     "compile_total": 0.0,

@@ -92,7 +92,8 @@ def test_an_exact_compile_has_the_distributions_of_the_forward(model, exact):
 
 
 def test_each_thing_that_rounds_is_told_and_adds_to_what_came_before(rounded):
-    caches, weights = measure_quality(rounded, TEXT, "text")
+    caches, weights, *chosen = measure_quality(rounded, TEXT, "text")  # the last where native kernels are chosen
+    assert all(abs(record.mean_kld - weights.mean_kld) < 0.1 * weights.mean_kld for record in chosen)
     assert (caches.after, weights.after) == ("kv_cache_dtype int8", "quantize_weights w8a16")
     assert 1e-7 < caches.mean_kld < weights.mean_kld < 0.1
     assert 0.5 < weights.same_top1 <= 1 and weights.kld_999 >= weights.mean_kld
