@@ -78,7 +78,7 @@ def test_every_entry_point_is_there_and_described(compiled, report):
     work = decode.program.work
     assert 0 < work.dot_flops <= decode.flops and 0 < work.nbytes < decode.nbytes and work.libraries
     names = [report.manifest.weights[i].name for i in decode.weights]
-    assert "layers.0.attention.query.kernel" in names
+    assert "embed.embedding" in names and "layers.0.attention_norm.weight" in names
 
 
 def test_weights_are_aligned_mapped_and_readable_by_others(report):
