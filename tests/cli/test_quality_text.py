@@ -58,7 +58,7 @@ def test_changes_and_quality_are_printed_and_stored(tmp_path, capsys):
     assert compile_small(tmp_path, f"--tokenizer={DEMO}", *flags, "--quality_tokens=64") == 0
     out = capsys.readouterr().out
     manifest = read_manifest(tmp_path / "out")
-    (quality,) = manifest.quality
+    quality, *_ = manifest.quality  # native kernels are chosen behind it
     assert (quality.after, quality.text) == ("quantize_weights w8a16", "tale.txt")
     assert 64 <= quality.num_tokens < 72 and 0 < quality.mean_kld < 0.1 and 0.8 < quality.same_top1 <= 1
     assert re.search(rf"^quantize_weights w8a16 +{quality.mean_kld:.6f} ", out, re.MULTILINE)
