@@ -3,14 +3,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <new>
 #include <vector>
 
 #include "isa.h"
+#include "scratch.h"
 
 namespace fastgpt {
 namespace {
@@ -19,31 +18,8 @@ constexpr int64_t kMinSplitKeys = 256;  // Fewer cost more to merge and to hand 
 constexpr int64_t kTasksAThread = 8;
 constexpr float kLn2 = 0.693147181f;
 
-// Memory of one thread, kept for its next task.
-class Buffer {
- public:
-  Buffer() = default;
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { std::free(data_); }
-
-  void* Of(int64_t bytes) {
-    if (bytes > size_) {
-      std::free(data_);
-      size_ = (bytes + 63) / 64 * 64;
-      data_ = std::aligned_alloc(64, size_);
-      if (data_ == nullptr) throw std::bad_alloc();
-    }
-    return data_;
-  }
-
- private:
-  void* data_ = nullptr;
-  int64_t size_ = 0;
-};
-
-thread_local Buffer scratch_buffer;
-thread_local Buffer part_buffer;
+thread_local Scratch scratch_buffer;
+thread_local Scratch part_buffer;
 
 // Queries [first, first + num_queries), all KV heads or one, and the parts that their keys are cut into.
 struct Tile {
@@ -257,8 +233,8 @@ void Attend(const AttentionCall& call, const AttentionKernels& kernels, const Po
     const AttentionTask keys = TaskOf(tile, task.part);
     const int64_t floats = (PartFloats(call, tile) + 15) / 16 * 16;
     float* parts = tile.num_parts > 1 ? plan.parts.get() + tile.part_at
-                                      : static_cast<float*>(part_buffer.Of(floats * sizeof(float)));
-    void* scratch = scratch_buffer.Of(kernels.scratch_bytes(call, keys));
+                                      : reinterpret_cast<float*>(part_buffer.Get(floats * sizeof(float)));
+    void* scratch = scratch_buffer.Get(kernels.scratch_bytes(call, keys));
     kernels.run(call, keys, PartAt(call, tile, parts + task.part * floats), scratch);
     if (tile.left.fetch_sub(1, std::memory_order_acq_rel) == 1) Finish(call, tile, parts);
   });
