@@ -17,15 +17,7 @@ namespace {
 }  // namespace
 
 const DotKernels* DotKernelsAvx512Vnni() {
-  static constexpr DotKernels kernels = {{
-      MakeKernel<Int8Int8, 6>(PrepareInt8),
-      MakeKernel<Int4Int8, 4>(PrepareInt4),
-      MakeKernel<F32F32, 6>(PrepareF32),
-      MakeKernel<Bf16F32, 6>(PrepareF32),
-      MakeKernel<Int8F32, 6>(PrepareF32),
-      MakeKernel<Int4F32, 4>(PrepareEvenOddF32),
-      {},
-  }};
+  static constexpr DotKernels kernels = CommonKernels<6, 4>();
   return &kernels;
 }
 

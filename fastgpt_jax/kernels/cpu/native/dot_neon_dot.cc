@@ -21,15 +21,7 @@ namespace {
 }  // namespace
 
 const DotKernels* DotKernelsNeonDot() {
-  static constexpr DotKernels kernels = {{
-      MakeKernel<Int8Int8, 5>(PrepareInt8),
-      MakeKernel<Int4Int8, 3>(PrepareInt4),
-      MakeKernel<F32F32, 5>(PrepareF32),
-      MakeKernel<Bf16F32, 5>(PrepareF32),
-      MakeKernel<Int8F32, 5>(PrepareF32),
-      MakeKernel<Int4F32, 3>(PrepareEvenOddF32),
-      {},
-  }};
+  static constexpr DotKernels kernels = CommonKernels<5, 3>();
   return &kernels;
 }
 

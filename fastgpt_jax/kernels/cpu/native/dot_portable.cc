@@ -12,15 +12,7 @@ namespace {
 }  // namespace
 
 const DotKernels* DotKernelsPortable() {
-  static constexpr DotKernels kernels = {{
-      MakeKernel<Int8Int8, 2>(PrepareInt8),
-      MakeKernel<Int4Int8, 2>(PrepareInt4),
-      MakeKernel<F32F32, 2>(PrepareF32),
-      MakeKernel<Bf16F32, 2>(PrepareF32),
-      MakeKernel<Int8F32, 2>(PrepareF32),
-      MakeKernel<Int4F32, 2>(PrepareEvenOddF32),
-      {},
-  }};
+  static constexpr DotKernels kernels = CommonKernels<2, 2>();
   return &kernels;
 }
 

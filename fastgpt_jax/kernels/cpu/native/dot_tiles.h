@@ -373,3 +373,17 @@ template <class Op, int kMaxTokens>
 constexpr DotKernel MakeKernel(void (*prepare)(const DotCall&, int64_t, int64_t)) {
   return {kMaxTokens, Op::kDepth, Op::kTokenBytes, Op::kWeightBytes, prepare, Run<Op, kMaxTokens>};
 }
+
+// The kernels that every variant has, with so many tokens a tile; those of four bits need more registers a token.
+template <int kTokens, int kTokensOfInt4>
+constexpr DotKernels CommonKernels() {
+  return {{
+      MakeKernel<Int8Int8, kTokens>(PrepareInt8),
+      MakeKernel<Int4Int8, kTokensOfInt4>(PrepareInt4),
+      MakeKernel<F32F32, kTokens>(PrepareF32),
+      MakeKernel<Bf16F32, kTokens>(PrepareF32),
+      MakeKernel<Int8F32, kTokens>(PrepareF32),
+      MakeKernel<Int4F32, kTokensOfInt4>(PrepareEvenOddF32),
+      {},
+  }};
+}
