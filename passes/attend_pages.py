@@ -73,6 +73,8 @@ def _rewrite(editor: Editor, op: Op, counter: RewriteCounter) -> list[Rewrite]:
     is_alike = len({_shared(read) for read in (*keys.reads, *values.reads)}) == 1
     if not is_alike or keys.lengths is not values.lengths or len(keys.reads) != len(values.reads):
         raise _Miss("keys and values are rows of different positions, pages or layers")
+    if keys.read is values.read:
+        raise _Miss("keys and values are the same rows, and a kernel writes two pools")
     positions = keys.read.operands[2]
     num_new = positions.shape[1]
     if keys.dtype != values.dtype:

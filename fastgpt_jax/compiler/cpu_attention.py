@@ -59,7 +59,7 @@ def _small(op: Op) -> Instance:
     shapes = [(small["B"], small["T"], *query.shape[2:])]
     shapes += [(small["B"], small["S"], *v.shape[2:]) for v in (key, value)]
     operands = [jax.ShapeDtypeStruct(s, v.dtype) for s, v in zip(shapes, (query, key, value), strict=True)]
-    operands += [_small_leaf(v, small, small["S"] - small["T"]) for v in rest[:num_leaves]]
+    operands += [_small_leaf(v, small, max(0, small["S"] - small["T"])) for v in rest[:num_leaves]]
     operands += [_small_leaf(v, small, 0) for v in rest[num_leaves:]]
     return Instance(operands, op.params)
 
